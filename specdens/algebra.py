@@ -1,0 +1,327 @@
+"""Operators made of operators: shifts, low rank, projections, blocks, other libraries and devices.
+
+Sums, differences and multiples are `specdens.operators.Arithmetic`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import array_api_compat as compat
+import numpy as np
+import scipy.sparse.linalg
+from numpy.typing import ArrayLike
+
+from specdens.backends import Array, Device, backend_of, dtype_name, get_backend
+from specdens.operators import Arithmetic, LinearCombination, aslinearoperator, real_scalar
+from specdens.spaces import LinearOperator, VectorSpace, multiply
+
+
+def shift(A: Any, c: float) -> LinearOperator:  # noqa: N803
+    """Return ``A + c I``.
+
+    Raises
+    ------
+    ValueError
+        If `c` is not real and finite.
+
+    Examples
+    --------
+    >>> shift(np.diag([1.0, 2.0]), 3.0) @ np.ones(2)
+    array([4., 5.])
+    """
+    return LinearCombination.of([(1.0, aslinearoperator(A))], real_scalar(c, "c"))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _LowRank(Arithmetic):
+    """Q diag(values) Q^H."""
+
+    Q: Array  # (n, k)
+    values: Array  # (k,) of the space's dtype
+    space: VectorSpace
+
+    def __matmul__(self, x: Array, /) -> Array:
+        coefficients = _adjoint(self.Q, self.space) @ x
+        values = self.values if x.ndim == 1 else self.values[:, None]
+        return self.Q @ (values * coefficients)
+
+    def __repr__(self) -> str:
+        return f"low_rank(n={self.space.dimension}, rank={self.Q.shape[1]})"
+
+
+def low_rank(Q: Array, values: ArrayLike) -> LinearOperator:  # noqa: N803
+    """Return the operator ``Q diag(values) Q^H``.
+
+    Parameters
+    ----------
+    Q : array of shape (n, k)
+        Any columns; with orthonormal ones `values` are the eigenvalues that are not zero.
+    values : array_like of shape (k,)
+        Real.
+
+    Raises
+    ------
+    ValueError
+        If the shapes do not fit or a value is not real.
+
+    Examples
+    --------
+    >>> low_rank(np.ones((3, 1)), [2.0]) @ np.ones(3)
+    array([6., 6., 6.])
+    """
+    space = VectorSpace.like(Q)
+    host = (
+        backend_of(values).to_numpy(values)
+        if compat.is_array_api_obj(values)
+        else np.asarray(values)
+    )
+    if Q.ndim != 2 or host.shape != (Q.shape[1],):
+        msg = f"Q has shape {tuple(Q.shape)} and values {host.shape}; expected (n, k) and (k,)."
+        raise ValueError(msg)
+    if np.iscomplexobj(host) and np.abs(host.imag).max(initial=0) > 0:
+        msg = "values must be real, or the operator would not be Hermitian."
+        raise ValueError(msg)
+    xp = space.backend.xp
+    moved = space.backend.from_numpy(host.real.astype(np.float64), space.dtype, space.device)
+    return _LowRank(Q if Q.dtype == space.dtype else xp.astype(Q, space.dtype), moved, space)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Projected(Arithmetic):
+    """P A P with P = I - Q Q^H and Q orthonormal."""
+
+    operator: LinearOperator
+    Q: Array  # (n, k) orthonormal, in the working dtype
+
+    @property
+    def space(self) -> VectorSpace:
+        return self.operator.space
+
+    def __matmul__(self, x: Array, /) -> Array:
+        product = multiply(self.operator, self._project(x))
+        xp = self.space.backend.xp
+        y = self._project(product)
+        return y if y.dtype == self.space.dtype else xp.astype(y, self.space.dtype)
+
+    def _project(self, x: Array) -> Array:
+        space = self.space
+        if x.dtype != space.working_dtype:
+            x = space.backend.xp.astype(x, space.working_dtype)
+        return x - self.Q @ (_adjoint(self.Q, space) @ x)
+
+    def __repr__(self) -> str:
+        return f"project_out({self.operator!r}, rank={self.Q.shape[1]})"
+
+
+def project_out(A: Any, Q: Array) -> LinearOperator:  # noqa: N803
+    """Return ``(I - P) A (I - P)``, with P the orthogonal projector onto the columns of `Q`.
+
+    The columns' span becomes part of the null space: eigenvalues of A that belong to them turn to zero.
+
+    Parameters
+    ----------
+    A : LinearOperator or array-like of shape (n, n)
+    Q : array of shape (n,) or (n, k)
+        Linearly independent columns, of the operator's library and device; orthonormalized here.
+
+    Raises
+    ------
+    ValueError
+        If the length differs from n, or the columns are linearly dependent.
+
+    Examples
+    --------
+    >>> project_out(np.diag([5.0, 1.0]), np.array([2.0, 0.0])) @ np.ones(2)
+    array([0., 1.])
+    """
+    A = aslinearoperator(A)  # noqa: N806
+    space = A.space
+    xp = space.backend.xp
+    columns = Q[:, None] if Q.ndim == 1 else Q
+    if columns.ndim != 2 or columns.shape[0] != space.dimension:
+        msg = f"Q has shape {tuple(Q.shape)}; expected ({space.dimension}, k)."
+        raise ValueError(msg)
+    columns = xp.astype(columns, space.working_dtype)
+    basis, triangle = xp.linalg.qr(columns, mode="reduced")
+    diagonal = np.abs(np.diagonal(space.to_numpy(triangle)))
+    rounding = float(xp.finfo(space.working_dtype).eps) * space.dimension**0.5
+    if columns.shape[1] > space.dimension or diagonal.min() <= 10 * rounding * diagonal.max():
+        msg = f"Q has linearly dependent columns (smallest pivot {diagonal.min():.3g}); drop some."
+        raise ValueError(msg)
+    return _Projected(A, basis)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Restricted(Arithmetic):
+    """The principal submatrix of an operator: rows and columns `indices`."""
+
+    operator: LinearOperator
+    indices: Array  # (k,) integers on the device
+    places: Array  # (n,) where each entry of the whole vector is found, k meaning a zero
+    space: VectorSpace
+
+    def __matmul__(self, x: Array, /) -> Array:
+        xp = self.space.backend.xp
+        zero = xp.zeros((1, *x.shape[1:]), dtype=x.dtype, device=self.space.device)
+        whole = xp.take(xp.concat([x, zero], axis=0), self.places, axis=0)
+        return xp.take(self.operator @ whole, self.indices, axis=0)
+
+    def __repr__(self) -> str:
+        return f"restrict({self.operator!r}, k={self.space.dimension})"
+
+
+def restrict(A: Any, indices: ArrayLike | slice) -> LinearOperator:  # noqa: N803
+    """Return the principal submatrix of rows and columns `indices`.
+
+    Parameters
+    ----------
+    A : LinearOperator or array-like of shape (n, n)
+    indices : slice, or array_like of integers or of n booleans
+        Which entries, in the order wanted; negative ones count from the end.
+
+    Raises
+    ------
+    ValueError
+        If an index is out of range or repeated, or none is left.
+
+    Examples
+    --------
+    >>> restrict(np.diag([1.0, 2.0, 3.0]), [2, 0]) @ np.ones(2)
+    array([3., 1.])
+    """
+    A = aslinearoperator(A)  # noqa: N806
+    space, n = A.space, A.space.dimension
+    chosen = np.arange(n)[indices] if isinstance(indices, slice) else np.asarray(indices)
+    if chosen.dtype == bool and chosen.shape == (n,):
+        chosen = np.flatnonzero(chosen)
+    if chosen.ndim != 1 or chosen.size == 0 or chosen.dtype.kind not in "iu":
+        msg = f"indices={indices!r} must be a slice, integers or {n} booleans, at least one chosen."
+        raise ValueError(msg)
+    if chosen.min() < -n or chosen.max() >= n:
+        msg = f"indices reach from {chosen.min()} to {chosen.max()}, the dimension is {n}."
+        raise ValueError(msg)
+    chosen = chosen.astype(np.int64) % n
+    if len(np.unique(chosen)) < len(chosen):
+        msg = "indices are repeated; a principal submatrix takes each row and column once."
+        raise ValueError(msg)
+    places = np.full(n, len(chosen))
+    places[chosen] = np.arange(len(chosen))
+    backend = space.backend
+    integer = backend.dtype("int64" if backend.has_dtype("int64", space.device) else "int32")
+    moved = (backend.from_numpy(part, integer, space.device) for part in (chosen, places))
+    part = VectorSpace(len(chosen), space.dtype, space.device, backend)
+    return _Restricted(A, *moved, part)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class _Moved(Arithmetic):
+    """An operator whose vectors belong to another library or device than its products."""
+
+    operator: LinearOperator
+    space: VectorSpace
+
+    def __matmul__(self, x: Array, /) -> Array:
+        return transfer(self.operator @ transfer(x, self.operator.space), self.space)
+
+    def __repr__(self) -> str:
+        return f"on_backend({self.operator!r}, {self.space.backend.name!r}, {self.space.device})"
+
+
+def on_backend(A: Any, backend: str, device: Device = None) -> LinearOperator:  # noqa: N803
+    """Return an operator with vectors of another array library; products still run where they did.
+
+    Arrays change hands without a copy through DLPack where both libraries see the same memory,
+    otherwise by way of the host.
+
+    Parameters
+    ----------
+    A : LinearOperator or array-like of shape (n, n)
+    backend : str
+        ``"numpy"``, ``"cupy"``, ``"torch"``, ``"jax"`` or ``"strict"``.
+    device : device of that library, optional
+        By default the operator's own if the library can address it, otherwise the library's default.
+
+    Raises
+    ------
+    ValueError
+        If the name is unknown.
+    ImportError
+        If the library is not installed.
+
+    Examples
+    --------
+    >>> import array_api_strict
+    >>> A = on_backend(np.diag([1.0, 2.0]), "strict")
+    >>> (A @ array_api_strict.ones(2)).dtype
+    array_api_strict.float64
+    """
+    A = aslinearoperator(A)  # noqa: N806
+    target, space = get_backend(backend), A.space
+    if device is None:
+        probe = target.from_numpy(np.zeros(1), target.dtype("float32"), None)
+        device = compat.device(_by_dlpack(space.from_numpy(np.zeros(1)), target.xp, probe))
+    name = dtype_name(space.dtype)
+    if name == "bfloat16" and not hasattr(target.xp, name):
+        name = "float32"  # holds every bfloat16; the products keep their own precision
+    return _Moved(A, VectorSpace(space.dimension, target.dtype(name), device, target))
+
+
+def transfer(x: Array, space: VectorSpace) -> Array:
+    """Return `x` as an array of `space`'s library, device and dtype."""
+    source, target = backend_of(x), space.backend
+    if source is target and compat.device(x) == space.device:
+        return x if x.dtype == space.dtype else target.xp.astype(x, space.dtype)
+    moved = _by_dlpack(x, target.xp, None)
+    if moved is None or compat.device(moved) != space.device:
+        return target.from_numpy(source.to_numpy(x), space.dtype, space.device)
+    return moved if moved.dtype == space.dtype else target.xp.astype(moved, space.dtype)
+
+
+def _by_dlpack(x: Array, xp: Any, otherwise: Array) -> Array:
+    """Return `x` in the library `xp`, sharing memory, or `otherwise` if they cannot."""
+    try:
+        return xp.from_dlpack(x)
+    except (BufferError, TypeError, ValueError, RuntimeError, AttributeError):
+        return otherwise
+
+
+class _SciPyOperator(scipy.sparse.linalg.LinearOperator):
+    """SciPy's view of an operator: host vectors in and out."""
+
+    def __init__(self, operator: LinearOperator) -> None:
+        space = operator.space
+        self.operator = operator
+        example = space.to_numpy(space.from_numpy(np.zeros(1)))
+        super().__init__(example.dtype, (space.dimension, space.dimension))
+
+    def _matmat(self, x: np.ndarray) -> np.ndarray:
+        space = self.operator.space
+        return space.to_numpy(multiply(self.operator, space.from_numpy(x)))
+
+    def _matvec(self, x: np.ndarray) -> np.ndarray:
+        return self._matmat(x.reshape(-1))
+
+    def _adjoint(self) -> _SciPyOperator:
+        return self
+
+
+def to_scipy(A: Any) -> scipy.sparse.linalg.LinearOperator:  # noqa: N803
+    """Return a ``scipy.sparse.linalg.LinearOperator`` of the same products, with vectors on the host.
+
+    Its dtype is the operator's own (half precision becomes float32), not float64.
+
+    Examples
+    --------
+    >>> from scipy.sparse.linalg import eigsh
+    >>> float(eigsh(to_scipy(np.diag(np.arange(1.0, 11.0))), k=1)[0][0].round(9))
+    10.0
+    """
+    return _SciPyOperator(aslinearoperator(A))
+
+
+def _adjoint(Q: Array, space: VectorSpace) -> Array:  # noqa: N803
+    xp = space.backend.xp
+    transposed = xp.permute_dims(Q, (1, 0))
+    return xp.conj(transposed) if space.is_complex else transposed

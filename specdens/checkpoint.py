@@ -1,0 +1,145 @@
+"""Saving a run as it goes, and continuing it to the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from specdens.driver import Callback, Method, Progress, RunState
+from specdens.quadrature import KrylovRule
+from specdens.spaces import VectorSpace
+from specdens.storage import read_npz, write_npz
+
+_FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where and how often an estimator saves its run.
+
+    Files are written atomically: whenever the process dies, the last complete one is there.
+
+    Parameters
+    ----------
+    path : str or Path
+        The ``.npz`` file.
+    vectors : bool
+        Also keep the Lanczos vectors of the block in progress, so that a resumed run loses no more than
+        `every` products. Their size: two vectors per probe, and all of them with reorthogonalization.
+        False keeps finished blocks only: kilobytes.
+    every : int
+        With `vectors`, save after this many products.
+
+    Raises
+    ------
+    ValueError
+        If `every` is below 1.
+    """
+
+    path: str | Path
+    vectors: bool = False
+    every: int = 1
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            msg = f"every={self.every} must be at least 1 product."
+            raise ValueError(msg)
+
+    def start(
+        self,
+        method: Method[Any],
+        settings: Mapping[str, Any],
+        space: VectorSpace,
+        state: RunState[Any] | None,
+    ) -> Callback:
+        """Write a first file, and return the callback that keeps it up to date."""
+        arguments = (method, settings, space)
+        if state is None:
+            save_run(self.path, RunState(), *arguments)
+
+        def save(progress: Progress) -> None:
+            state = progress.state
+            if state.current is None:
+                save_run(self.path, state, *arguments)
+            elif self.vectors and progress.done % self.every == 0:
+                save_run(self.path, state, *arguments, vectors=True)
+
+        return save
+
+
+def checkpoint_every(path: str | Path, every: int = 1, *, vectors: bool = True) -> Checkpoint:
+    """Return a `Checkpoint` that saves after every so many products, by default with the vectors."""
+    return Checkpoint(path, vectors=vectors, every=every)
+
+
+def save_run(
+    path: str | Path,
+    state: RunState[Any],
+    method: Method[Any],
+    settings: Mapping[str, Any],
+    space: VectorSpace,
+    *,
+    vectors: bool = False,
+) -> None:
+    """Write a state and the settings it belongs to; with `vectors` the block in progress too.
+
+    Parameters
+    ----------
+    path : str or Path
+    state : RunState
+    method : Method
+        Knows how to take its part of the state to pieces.
+    settings : mapping
+        What must agree when the run is resumed, as JSON.
+    space : VectorSpace
+        The operator's.
+    vectors : bool
+    """
+    parts = {f"rule{i}": rule.to_arrays() for i, rule in enumerate(state.rules)}
+    if vectors and state.current is not None:
+        parts["current"] = method.to_arrays(space, state.current)
+    header = {
+        "format_version": _FORMAT,
+        "settings": dict(settings),
+        "next_probe": state.next_probe,
+        "parts": list(parts),
+    }
+    arrays = {f"{part}/{name}": v for part, named in parts.items() for name, v in named.items()}
+    write_npz(path, "checkpoint", header, arrays)
+
+
+def load_run(
+    path: str | Path, method: Method[Any], settings: Mapping[str, Any], space: VectorSpace
+) -> RunState[Any]:
+    """Return the state that `save_run` wrote to `path`, on the space's device.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is damaged, or of a run with other settings.
+    """
+    header, arrays = read_npz(path, "checkpoint", _FORMAT)
+    for key in sorted({*settings, *header["settings"]}):
+        theirs, ours = header["settings"].get(key), settings.get(key)
+        if theirs != ours:
+            msg = (
+                f"resume={str(path)!r} belongs to a run with {key}={theirs!r}, this one has "
+                f"{key}={ours!r}; pass the same settings, or delete the file to start afresh."
+            )
+            raise ValueError(msg)
+    parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in header["parts"]}
+    for name, value in arrays.items():
+        part, _, key = name.partition("/")
+        parts[part][key] = value
+    current = parts.pop("current", None)
+    return RunState(
+        tuple(KrylovRule.from_arrays(named) for named in parts.values()),
+        header["next_probe"],
+        None if current is None else method.from_arrays(space, current),
+    )

@@ -1,0 +1,128 @@
+"""One loop for every method: blocks of probes, progress, callbacks, and a state that can be resumed."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import tqdm
+
+from specdens.backends import Array
+from specdens.probes import ProbeSampler, draw
+from specdens.quadrature import KrylovRule
+from specdens.spaces import LinearOperator, VectorSpace
+
+S = TypeVar("S")
+
+
+class Method(Protocol[S]):
+    """An iteration of one product a step. Pure: each function returns new values."""
+
+    @property
+    def num_steps(self) -> int:
+        """Products that one block of probes needs at most."""
+        ...
+
+    def init(self, operator: LinearOperator, probes: Array) -> S: ...
+    def step(self, operator: LinearOperator, state: S) -> S: ...  # exactly one product
+    def done(self, state: S) -> bool: ...
+    def finish(self, operator: LinearOperator, state: S) -> KrylovRule: ...
+    def memory(self, space: VectorSpace) -> int: ...  # bytes per probe of a block
+    def to_arrays(self, space: VectorSpace, state: S) -> dict[str, np.ndarray]: ...
+    def from_arrays(self, space: VectorSpace, arrays: Mapping[str, np.ndarray]) -> S: ...
+
+
+@dataclass(frozen=True)
+class RunState(Generic[S]):
+    """All that a run needs to go on. Immutable, so an interrupted step leaves the last state intact."""
+
+    rules: tuple[KrylovRule, ...] = ()  # of the finished blocks of probes
+    next_probe: int = 0
+    current: S | None = None  # vectors of the block in progress; a small checkpoint leaves them out
+
+
+class Progress(NamedTuple):
+    """What a callback is told after every product."""
+
+    state: RunState[Any]
+    done: int  # products so far, a block of probes counting as one
+    total: int  # products in all
+
+
+Callback = Callable[[Progress], None]
+
+
+def iterate(
+    method: Method[S],
+    operator: LinearOperator,
+    *,
+    num_probes: int,
+    seed: int,
+    block_size: int,
+    probes: ProbeSampler,
+    state: RunState[S] | None = None,
+) -> Iterator[RunState[S]]:
+    """Yield the state after every product and after every finished block of probes."""
+    state = RunState() if state is None else state
+    while state.next_probe < num_probes:
+        block = range(state.next_probe, min(state.next_probe + block_size, num_probes))
+        current = state.current
+        if current is None:
+            current = method.init(operator, draw(probes, operator.space, seed, block))
+        while not method.done(current):
+            current = method.step(operator, current)
+            state = replace(state, current=current)
+            yield state
+        state = RunState((*state.rules, method.finish(operator, current)), block.stop)
+        yield state
+
+
+def run(
+    method: Method[S],
+    operator: LinearOperator,
+    *,
+    num_probes: int,
+    seed: int,
+    block_size: int,
+    probes: ProbeSampler,
+    state: RunState[S] | None = None,
+    callbacks: tuple[Callback, ...] = (),
+    progress: bool | None = None,
+) -> KrylovRule:
+    """Run all probes and return their rules, one row per probe, in the order of the probes."""
+    state = RunState() if state is None else state
+    total = -(-num_probes // block_size) * method.num_steps
+    finished = -(-state.next_probe // block_size) * method.num_steps
+    done = finished
+    with _bar(total, done, progress) as bar:
+        for state in iterate(
+            method,
+            operator,
+            num_probes=num_probes,
+            seed=seed,
+            block_size=block_size,
+            probes=probes,
+            state=state,
+        ):
+            if state.current is None:  # a block is finished, perhaps early
+                finished += method.num_steps
+                done = finished
+            else:
+                done += 1
+            bar.update(done - bar.n)
+            for callback in callbacks:
+                callback(Progress(state, done, total))
+    return KrylovRule.concatenate(state.rules)
+
+
+def _bar(total: int, done: int, progress: bool | None) -> Any:
+    """Return a progress bar, hidden unless asked for or watched by somebody for two seconds."""
+    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
+    hidden = not watched if progress is None else not progress
+    delay = 2 if progress is None else 0
+    return tqdm.tqdm(
+        total=total, initial=done, disable=hidden, delay=delay, desc="products", unit="block"
+    )

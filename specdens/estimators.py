@@ -1,0 +1,316 @@
+"""Front doors: `slq` for the whole spectrum, `lanczos` for the measure that one vector sees."""
+
+from __future__ import annotations
+
+import datetime
+import operator
+import time
+from pathlib import Path
+from typing import Any
+
+from specdens.backends import Array, dtype_name
+from specdens.checkpoint import Checkpoint, load_run
+from specdens.driver import Callback, RunState, run
+from specdens.measure import SpectralMeasure
+from specdens.methods.block import BlockLanczos
+from specdens.methods.lanczos import Lanczos
+from specdens.operators import aslinearoperator
+from specdens.probes import ProbeSampler, from_vectors, is_isotropic, sphere
+from specdens.spaces import LinearOperator
+from specdens.version import __version__
+
+#: Bytes that a run may use for its vectors unless told otherwise: 2 GiB.
+MEMORY_BUDGET = 2 * 2**30
+
+
+def slq(
+    A: LinearOperator | Array,  # noqa: N803
+    *,
+    num_probes: int = 10,
+    num_steps: int | None = None,
+    seed: int = 0,
+    block_size: int | None = None,
+    reorthogonalize: bool | None = None,
+    probes: ProbeSampler = sphere,
+    memory_budget: int = MEMORY_BUDGET,
+    progress: bool | None = None,
+    checkpoint: Checkpoint | str | Path | None = None,
+    resume: RunState[Any] | str | Path | None = None,
+    callback: Callback | None = None,
+) -> SpectralMeasure:
+    r"""Estimate the spectral density of a Hermitian operator by stochastic Lanczos quadrature.
+
+    From each random probe :math:`v_i`, `num_steps` Lanczos steps give a Jacobi matrix whose eigenvalues
+    :math:`\theta_{ij}` and squared first eigenvector components :math:`w_{ij}` are the Gauss rule of the
+    measure that :math:`v_i` sees. Their average approximates the distribution of the eigenvalues.
+    Eigenvalues that Lanczos has resolved one by one get their exact mass (`specdens.sharpening`).
+
+    Parameters
+    ----------
+    A : LinearOperator or array-like of shape (n, n)
+        Real symmetric or complex Hermitian; wrapped by `aslinearoperator`.
+    num_probes : int
+        Independent probes p. The standard error of every estimate falls as ``p ** -0.5``.
+    num_steps : int, optional
+        Lanczos steps m per probe, at most n; by default 80, or n if that is less. Moments up to degree
+        ``2 * m - 1`` of each probe are exact; features narrower than about (range of the bulk) / m are
+        not resolved.
+    seed : int
+        With the index of a probe it determines the probe, on every library, whatever `block_size` is.
+    block_size : int, optional
+        Probes advanced together, as columns of one product. Changes memory and speed, not the
+        estimator. None takes as many as `memory_budget` allows.
+    reorthogonalize : bool, optional
+        Keep all Lanczos vectors and orthogonalize against them. Without it, converged eigenvalues
+        reappear as clusters of nodes (ghosts) whose weights still add up: densities stay valid, but
+        fewer nodes are left for the bulk and bands are wider. None keeps them if those of all
+        `num_probes` fit into `memory_budget`.
+    probes : ProbeSampler
+        `sphere` (default), `rademacher`, or any ``(space, seed, index) -> (n,)``.
+    memory_budget : int
+        Bytes for Lanczos vectors, the operator's own not counted.
+    progress : bool, optional
+        Show a progress bar. None shows it on a terminal or in a notebook when a run is long.
+    checkpoint : path or Checkpoint, optional
+        File to save the run to as it goes; a path alone keeps finished blocks of probes (kilobytes), and
+        limits a block to a fifth of the probes unless `block_size` is given.
+    resume : path or RunState, optional
+        An interrupted run of the same operator and settings to continue, to the same bits. May be the
+        same file as `checkpoint`; then a missing file means a fresh start.
+    callback : callable, optional
+        Called after every product with a `Progress`.
+
+    Returns
+    -------
+    SpectralMeasure
+        Nodes and weights of shape ``(num_probes, num_steps)``, in the unit of the eigenvalues, on the host
+        in float64.
+
+    Raises
+    ------
+    ValueError
+        If a count is below 1, `num_steps` exceeds n, a product is not finite, or the file to resume is
+        damaged or of another run.
+    TypeError
+        If `A` is not an operator or a count is not an integer.
+
+    Notes
+    -----
+    Cost: ``num_steps * ceil(num_probes / block_size)`` products with ``(n, block_size)`` arrays. Memory: four
+    vectors per probe of a block, or ``num_steps`` more with `reorthogonalize`. Three errors add: probes
+    (``stderr``), steps (compare with twice `num_steps`) and smoothing (compare widths);
+    `SpectralMeasure.cdf_band` bounds the first two together.
+
+    References
+    ----------
+    Ubaru, Chen, Saad (2017), SIAM J. Matrix Anal. Appl. 38(4), 1075. doi:10.1137/16M1104974
+    Chen, Trogdon, Ubaru (2021), ICML. arXiv:2105.06595
+    Golub, Meurant (2010), Matrices, Moments and Quadrature with Applications, ch. 6.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> measure = slq(np.diag([1.0, 2.0, 2.0, 5.0]), num_probes=3, num_steps=3)
+    >>> round(float(measure.trace().value), 6)
+    10.0
+    """
+    A = aslinearoperator(A)  # noqa: N806
+    num_probes = _count("num_probes", num_probes)
+    num_steps = _steps(num_steps, A.space.dimension)
+    method = _lanczos_method(A, num_steps, reorthogonalize, num_probes, memory_budget)
+    if isinstance(checkpoint, str | Path):
+        checkpoint = Checkpoint(checkpoint)
+    if block_size is None:
+        split = 5 if checkpoint is not None and not checkpoint.vectors else 1
+        block_size = _fitting(method.memory(A.space), -(-num_probes // split), memory_budget)
+    settings = {
+        "method": "slq",
+        "num_steps": num_steps,
+        "seed": _seed(seed),
+        "block_size": min(_count("block_size", block_size), num_probes),
+        "reorthogonalize": isinstance(method, BlockLanczos),
+        "probes": _name(probes),
+    }
+    return _run(A, method, settings, num_probes, probes, checkpoint, resume, callback, progress)
+
+
+def lanczos(
+    A: LinearOperator | Array,  # noqa: N803
+    start: Array | None = None,
+    *,
+    num_steps: int | None = None,
+    seed: int = 0,
+    reorthogonalize: bool | None = None,
+    memory_budget: int = MEMORY_BUDGET,
+    progress: bool | None = None,
+    checkpoint: Checkpoint | str | Path | None = None,
+    resume: RunState[Any] | str | Path | None = None,
+    callback: Callback | None = None,
+) -> SpectralMeasure:
+    r"""Return the spectral measure that one vector sees (also: local density of states).
+
+    For a unit vector v it is :math:`\sum_i |u_i^* v|^2 \delta_{\lambda_i}`, here replaced by its Gauss rule
+    of m nodes: with v a gradient, say where in the spectrum of the Hessian the gradient lies.
+
+    Parameters
+    ----------
+    A : LinearOperator or array-like of shape (n, n)
+        Real symmetric or complex Hermitian; wrapped by `aslinearoperator`.
+    start : array of shape (n,), optional
+        The vector, of any norm above 0, on the host or on the operator's device. None draws a random
+        one from `seed`.
+    num_steps, seed, reorthogonalize, memory_budget, progress, checkpoint, resume, callback
+        As in `slq`.
+
+    Returns
+    -------
+    SpectralMeasure
+        One row. `SpectralMeasure.outliers` holds the converged Ritz values with their residuals; no weight is
+        changed, since the weights are what the vector sees. The norm of `start` is not part of it.
+
+    Raises
+    ------
+    ValueError
+        If `start` has the wrong length, is zero or is not finite; otherwise as in `slq`.
+
+    References
+    ----------
+    Golub, Meurant (2010), Matrices, Moments and Quadrature with Applications, ch. 4 and 6.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from specdens import Gaussian
+    >>> seen = lanczos(np.diag([1.0, 2.0, 3.0]), np.array([1.0, 0.0, 1.0]), num_steps=3)
+    >>> seen.cdf(np.array([1.5, 2.5]), smoothing=Gaussian(0)).value.round(6)
+    array([0.5, 0.5])
+    """
+    A = aslinearoperator(A)  # noqa: N806
+    num_steps = _steps(num_steps, A.space.dimension)
+    method = _lanczos_method(A, num_steps, reorthogonalize, 1, memory_budget)
+    settings = {
+        "method": "lanczos",
+        "num_steps": num_steps,
+        "seed": _seed(seed),
+        "block_size": 1,
+        "reorthogonalize": isinstance(method, BlockLanczos),
+        "probes": "sphere" if start is None else "from_vectors",
+    }
+    probes = sphere if start is None else from_vectors(start)
+    if isinstance(checkpoint, str | Path):
+        checkpoint = Checkpoint(checkpoint, vectors=True)
+    return _run(A, method, settings, 1, probes, checkpoint, resume, callback, progress)
+
+
+def _run(
+    A: LinearOperator,  # noqa: N803
+    method: Lanczos | BlockLanczos,
+    settings: dict[str, Any],
+    num_probes: int,
+    probes: ProbeSampler,
+    checkpoint: Checkpoint | None,
+    resume: RunState[Any] | str | Path | None,
+    callback: Callback | None,
+    progress: bool | None,
+) -> SpectralMeasure:
+    """Run the method on all probes, and wrap its rule with the provenance."""
+    began = time.perf_counter()
+    space = A.space
+    settings |= {
+        "dimension": space.dimension,
+        "dtype": dtype_name(space.dtype),
+        "backend": space.backend.name,
+    }
+    state = None
+    if isinstance(resume, RunState):
+        state = resume
+    elif resume is not None:
+        same = checkpoint is not None and Path(checkpoint.path) == Path(resume)
+        if Path(resume).exists() or not same:
+            state = load_run(resume, method, settings, space)
+    if state is not None and state.next_probe > num_probes:
+        msg = f"num_probes={num_probes}, but the run to resume has finished {state.next_probe}."
+        raise ValueError(msg)
+    callbacks = [] if checkpoint is None else [checkpoint.start(method, settings, space, state)]
+    rule = run(
+        method,
+        A,
+        num_probes=num_probes,
+        seed=settings["seed"],
+        block_size=settings["block_size"],
+        probes=probes,
+        state=state,
+        callbacks=tuple(callbacks if callback is None else [*callbacks, callback]),
+        progress=progress,
+    )
+    provenance = settings | {
+        "num_probes": num_probes,
+        "seeds": [settings["seed"]],
+        "isotropic": is_isotropic(probes) and settings["method"] == "slq",
+        "complex": space.is_complex,
+        "device": str(space.device),
+        "specdens": __version__,
+        "seconds": time.perf_counter() - began,
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    return SpectralMeasure.from_rule(rule, space.dimension, provenance)
+
+
+def _lanczos_method(
+    A: LinearOperator,  # noqa: N803
+    num_steps: int,
+    reorthogonalize: bool | None,
+    num_probes: int,
+    memory_budget: int,
+) -> Lanczos | BlockLanczos:
+    """Choose whether to keep the basis: by the bytes of all probes together, so not by the block."""
+    kept = BlockLanczos(num_steps)
+    if reorthogonalize is None:
+        reorthogonalize = kept.memory(A.space) * num_probes <= memory_budget
+    return kept if reorthogonalize else Lanczos(num_steps)
+
+
+def _fitting(bytes_per_probe: int, limit: int, memory_budget: int) -> int:
+    """Return how many probes, at most `limit` and at least one, fit into the budget together."""
+    return max(1, min(limit, memory_budget // bytes_per_probe))
+
+
+def _count(name: str, value: int) -> int:
+    """Return a count as an int, or say which argument is wrong."""
+    try:
+        count = operator.index(value)
+    except TypeError as error:
+        msg = f"{name}={value!r} must be an integer."
+        raise TypeError(msg) from error
+    if count < 1:
+        msg = f"{name}={count} must be at least 1."
+        raise ValueError(msg)
+    return count
+
+
+def _steps(num_steps: int | None, dimension: int) -> int:
+    if num_steps is None:
+        return min(80, dimension)
+    steps = _count("num_steps", num_steps)
+    if steps > dimension:
+        msg = (
+            f"num_steps={steps} exceeds the operator's dimension {dimension}; "
+            f"pass num_steps <= {dimension}."
+        )
+        raise ValueError(msg)
+    return steps
+
+
+def _seed(seed: int) -> int:
+    value = operator.index(seed)
+    if not 0 <= value < 2**64:
+        msg = f"seed={value} must lie in [0, 2**64)."
+        raise ValueError(msg)
+    return value
+
+
+def _name(probes: ProbeSampler) -> str:
+    if not callable(probes):
+        msg = f"probes={probes!r} must be a sampler: sphere, rademacher, from_vectors(...)."
+        raise TypeError(msg)
+    return str(getattr(probes, "__name__", type(probes).__name__))

@@ -1,0 +1,415 @@
+"""The result of every estimator: a measure that stands for the eigenvalues, with its uncertainty.
+
+NumPy only. Density, distribution function, counts, moments, traces, files and plots exist once, here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from specdens.bands import distribution_band
+from specdens.quadrature import KrylovRule
+from specdens.sharpening import Outliers, resolved, sharpen
+from specdens.smoothing import Chebyshev, Gaussian, Lorentzian, Smoothing, jackson
+from specdens.storage import read_npz, write_npz
+
+_FORMAT = 1
+_SMOOTHINGS = {kind.__name__: kind for kind in (Gaussian, Lorentzian, Chebyshev)}
+
+
+class Estimate(NamedTuple):
+    """A number, or an array of numbers, and its standard error over the probes.
+
+    The standard error measures the randomness of the probes, not the finite number of steps or the
+    smoothing; it is nan with a single probe and 0 where nothing was estimated.
+    """
+
+    value: np.ndarray
+    stderr: np.ndarray
+
+    def __str__(self) -> str:
+        if np.ndim(self.value):
+            return f"Estimate(value={self.value}, stderr={self.stderr})"
+        return f"{float(self.value):.6g} ± {float(self.stderr):.2g}"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class SpectralMeasure:
+    r"""A probability measure that stands for the eigenvalues, :math:`\frac1p \sum_{ij} w_{ij} \delta_{\theta_{ij}}`.
+
+    Estimators return it. To build one by hand, pass nodes, weights and the dimension.
+
+    Parameters
+    ----------
+    nodes : ndarray of shape (p, m)
+        Float64, in eigenvalue units, one row per probe.
+    weights : ndarray of shape (p, m)
+        Float64; each row sums to 1. Padded entries weigh 0.
+    dimension : int
+        n: turns averages over eigenvalues into traces and counts.
+    smoothing : Smoothing, optional
+        How `pdf` and `cdf` broaden the nodes unless told otherwise. By default a `Gaussian` as wide as
+        the range of the nodes that are not outliers, divided by the number of Lanczos steps.
+    outliers : Outliers
+        Eigenvalues that were resolved one by one; in `nodes` and `weights` they have their exact mass.
+    rule : KrylovRule, optional
+        The rule as it was computed, before outliers were given their exact mass.
+    provenance : mapping
+        How the measure was made: method, settings, seed, versions, time.
+
+    Raises
+    ------
+    ValueError
+        If shapes differ or an entry is not finite.
+
+    Examples
+    --------
+    >>> measure = SpectralMeasure(np.array([[1.0, 3.0]]), np.array([[0.5, 0.5]]), dimension=4)
+    >>> float(measure.trace().value), float(measure.count(2, 4).value)
+    (8.0, 2.0)
+    """
+
+    nodes: np.ndarray
+    weights: np.ndarray
+    dimension: int
+    smoothing: Smoothing = None  # type: ignore[assignment]  # filled in below
+    outliers: Outliers = field(default_factory=Outliers.none)
+    rule: KrylovRule | None = None
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        nodes = np.atleast_2d(np.asarray(self.nodes, dtype=np.float64))
+        weights = np.atleast_2d(np.asarray(self.weights, dtype=np.float64))
+        if nodes.shape != weights.shape or nodes.ndim != 2 or nodes.size == 0:
+            msg = f"nodes have shape {nodes.shape}, weights {weights.shape}; expected the same (p, m)."
+            raise ValueError(msg)
+        if not (np.isfinite(nodes).all() and np.isfinite(weights).all()):
+            msg = "nodes and weights must be finite."
+            raise ValueError(msg)
+        object.__setattr__(self, "nodes", nodes)
+        object.__setattr__(self, "weights", weights)
+        if self.smoothing is None:
+            object.__setattr__(self, "smoothing", self._default_smoothing())
+
+    @classmethod
+    def from_rule(
+        cls,
+        rule: KrylovRule,
+        dimension: int,
+        provenance: Mapping[str, Any],
+        smoothing: Smoothing | None = None,
+    ) -> SpectralMeasure:
+        """Build the measure of a finished run: outliers sharpened if the probes were random.
+
+        `provenance` must hold ``isotropic`` (random probes) and ``complex`` (complex vectors).
+        """
+        if provenance["isotropic"]:
+            freedoms = 2 if provenance["complex"] else 1
+            nodes, weights, outliers = sharpen(rule, dimension, freedoms=freedoms)
+        else:
+            nodes, weights, outliers = rule.gauss.nodes, rule.gauss.weights, resolved(rule)
+        return cls(nodes, weights, dimension, smoothing, outliers, rule, provenance)  # type: ignore[arg-type]
+
+    def _default_smoothing(self) -> Gaussian:
+        bulk = self.nodes[self.is_bulk] if self.is_bulk.any() else self.nodes
+        steps = self.nodes.shape[1] if self.rule is None else self.rule.gauss.nodes.shape[1]
+        width = float(np.ptp(bulk)) / steps
+        tiny = 1e-3 * float(np.abs(self.nodes).max())  # all bulk nodes equal, or none
+        return Gaussian(width if width > 1e-9 * tiny else tiny or 1e-3)
+
+    @property
+    def num_probes(self) -> int:
+        """Number of probes p."""
+        return self.nodes.shape[0]
+
+    @property
+    def is_bulk(self) -> np.ndarray:
+        """Mask (p, m) of the nodes that carry weight and are not outliers."""
+        return (self.weights != 0) & ~np.isin(self.nodes, self.outliers.eigenvalues)
+
+    @property
+    def support(self) -> tuple[float, float]:
+        """Smallest and largest node that carries weight."""
+        used = self.nodes[self.weights != 0]
+        return float(used.min()), float(used.max())
+
+    def integrate(self, f: Callable[[np.ndarray], np.ndarray]) -> Estimate:
+        """Return the average of `f` over the eigenvalues, ``tr f(A) / n``.
+
+        Parameters
+        ----------
+        f : callable
+            Takes and returns an array, element by element. Called on nodes that carry weight only.
+        """
+        used = self.weights != 0
+        values = np.asarray(f(self.nodes[used]))
+        if values.shape != (int(used.sum()),):
+            values = np.broadcast_to(values, (int(used.sum()),))
+        terms = np.zeros(self.nodes.shape, dtype=np.result_type(values, np.float64))
+        terms[used] = self.weights[used] * values
+        return over_probes(terms.sum(axis=1))
+
+    def trace(self, f: Callable[[np.ndarray], np.ndarray] = np.asarray) -> Estimate:
+        """Return ``tr f(A)``, by default the trace; ``np.log`` gives the log-determinant."""
+        return Estimate(*(self.dimension * part for part in self.integrate(f)))
+
+    def moment(self, order: int) -> Estimate:
+        """Return the average of ``eigenvalue ** order``.
+
+        Raises
+        ------
+        ValueError
+            If `order` is not a nonnegative integer.
+        """
+        if order != int(order) or order < 0:
+            msg = f"order={order} must be a nonnegative integer; use integrate for other functions."
+            raise ValueError(msg)
+        return self.integrate(lambda x: x ** int(order))
+
+    def count(self, low: float, high: float) -> Estimate:
+        """Return how many eigenvalues lie in the closed interval [low, high], without smoothing."""
+        if not low <= high:
+            msg = f"low={low} must not exceed high={high}."
+            raise ValueError(msg)
+        return self.trace(lambda x: ((x >= low) & (x <= high)).astype(np.float64))
+
+    def pdf(self, x: ArrayLike, smoothing: Smoothing | None = None) -> Estimate:
+        """Return the density at `x`, in 1 / eigenvalue units. It integrates to 1; nothing is renormalized."""
+        return self._smoothed((smoothing or self.smoothing).density, x)
+
+    def cdf(self, x: ArrayLike, smoothing: Smoothing | None = None) -> Estimate:
+        """Return the fraction of eigenvalues up to `x`: the integral of `pdf`.
+
+        ``smoothing=Gaussian(0)`` gives the step function of the rule itself.
+        """
+        return self._smoothed((smoothing or self.smoothing).cumulative, x)
+
+    def _smoothed(self, kernel: Callable[..., np.ndarray], x: ArrayLike) -> Estimate:
+        at = np.asarray(x, dtype=np.float64)
+        rows = [
+            kernel(at.ravel(), nodes[weights != 0]) @ weights[weights != 0]
+            for nodes, weights in zip(self.nodes, self.weights, strict=True)
+        ]
+        return over_probes(np.stack(rows).reshape(self.num_probes, *at.shape))
+
+    def log_pdf(self, x: ArrayLike, width: float | None = None) -> Estimate:
+        r"""Return the density of :math:`u = \ln |\lambda|` at `x`, both signs together.
+
+        It integrates over u to 1 minus the mass that sits at exactly zero, up to rounding, which no
+        logarithmic axis can show.
+
+        Parameters
+        ----------
+        x : array_like
+            Natural logarithms.
+        width : float, optional
+            Standard deviation of the Gaussian kernel in u. By default the range of the nodes' logarithms
+            divided by the number of nodes per probe.
+        """
+        zero = self.rule.resolution if self.rule is not None else 0.0
+        shown = (np.abs(self.nodes) > zero) & (self.weights != 0)
+        logs = np.log(np.abs(np.where(shown, self.nodes, 1.0)))
+        logarithmic = replace(
+            self,
+            nodes=np.where(shown, logs, logs[shown].mean() if shown.any() else 0.0),
+            weights=np.where(shown, self.weights, 0.0),
+            outliers=Outliers.none(),
+            smoothing=None if width is None else Gaussian(width),
+        )
+        return logarithmic.pdf(x)
+
+    def cdf_band(self, x: ArrayLike, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
+        """Return bounds on the distribution function of the eigenvalues that hold at all `x` together.
+
+        See `specdens.bands` for the inequalities and their sources. The bounds are certified in exact
+        arithmetic: the true number of eigenvalues up to x, divided by n, lies between them for all x
+        with probability `confidence` at least.
+
+        Parameters
+        ----------
+        x : array_like of shape (q,)
+        confidence : float
+            Between 0 and 1.
+
+        Returns
+        -------
+        lower, upper : ndarray of shape (q,)
+
+        Raises
+        ------
+        ValueError
+            If `confidence` is out of range, or the probes are not uniform on the sphere.
+        """
+        if not 0 < confidence < 1:
+            msg = f"confidence={confidence} must lie between 0 and 1."
+            raise ValueError(msg)
+        if self.rule is None or self.provenance.get("probes") != "sphere":
+            msg = (
+                f"probes={self.provenance.get('probes')!r}: the band holds for a Gauss rule of sphere "
+                "probes only; use slq(..., probes=sphere)."
+            )
+            raise ValueError(msg)
+        freedoms = 2 if self.provenance["complex"] else 1
+        return distribution_band(
+            self.rule, self.dimension, np.asarray(x, dtype=np.float64), confidence, freedoms
+        )
+
+    def quantile(self, q: ArrayLike) -> np.ndarray:
+        """Return the smallest node below which a fraction `q` of the eigenvalues lies, without smoothing."""
+        q = np.asarray(q, dtype=np.float64)
+        if not ((q >= 0) & (q <= 1)).all():
+            msg = f"q={q} must lie in [0, 1]."
+            raise ValueError(msg)
+        nodes, cumulative = self._steps()
+        # A rounding below the jump is the jump: cumulative sums of weights are not exact.
+        return nodes[np.minimum(np.searchsorted(cumulative, q - 1e-12), len(nodes) - 1)]
+
+    def _steps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return all nodes, ascending, and the average distribution function just after each."""
+        used = self.weights.ravel() != 0
+        nodes, weights = self.nodes.ravel()[used], self.weights.ravel()[used] / self.num_probes
+        order = np.argsort(nodes, kind="stable")
+        return nodes[order], np.cumsum(weights[order])
+
+    def distance(self, other: SpectralMeasure | ArrayLike) -> float:
+        r"""Return the Wasserstein-1 distance :math:`\int |F - G|` to another measure, without smoothing.
+
+        Parameters
+        ----------
+        other : SpectralMeasure or array_like of shape (n,)
+            A measure, or eigenvalues of equal mass.
+        """
+        if not isinstance(other, SpectralMeasure):
+            values = np.asarray(other, dtype=np.float64).ravel()
+            other = SpectralMeasure(values, np.full(values.shape, 1 / values.size), values.size)
+        (a, f), (b, g) = self._steps(), other._steps()
+        grid = np.sort(np.concatenate([a, b]))
+        left = np.concatenate([[0.0], f])[np.searchsorted(a, grid[:-1], side="right")]
+        right = np.concatenate([[0.0], g])[np.searchsorted(b, grid[:-1], side="right")]
+        return float(np.sum(np.abs(left - right) * np.diff(grid)))
+
+    def plain(self) -> SpectralMeasure:
+        """Return the measure of the rule as computed, without outliers at their exact mass."""
+        if self.rule is None:
+            return self
+        return SpectralMeasure(
+            self.rule.gauss.nodes,
+            self.rule.gauss.weights,
+            self.dimension,
+            rule=self.rule,
+            provenance=self.provenance,
+        )
+
+    def extend(self, other: SpectralMeasure) -> SpectralMeasure:
+        """Return the measure of the probes of both, which must come from the same operator.
+
+        Raises
+        ------
+        ValueError
+            If the dimensions or kinds of probes differ, or the seeds agree: the same probes twice would
+            claim a smaller error than there is.
+        """
+        if self.rule is None or other.rule is None:
+            msg = "extend needs two measures from an estimator; one of them has no rule."
+            raise ValueError(msg)
+        if self.dimension != other.dimension:
+            msg = f"other has dimension {other.dimension}, this measure {self.dimension}."
+            raise ValueError(msg)
+        for key in ("probes", "method"):
+            if self.provenance.get(key) != other.provenance.get(key):
+                mine, theirs = self.provenance.get(key), other.provenance.get(key)
+                msg = f"other has {key}={theirs!r}, this measure {mine!r}; only like can be joined."
+                raise ValueError(msg)
+        seeds = [*self.provenance["seeds"], *other.provenance["seeds"]]
+        if len(set(seeds)) < len(seeds):
+            msg = f"seed={other.provenance['seeds']} was used already; run the second with another."
+            raise ValueError(msg)
+        rule = KrylovRule.concatenate([self.rule, other.rule])
+        provenance = {**self.provenance, "seeds": seeds, "num_probes": len(rule.blocks)}
+        return SpectralMeasure.from_rule(rule, self.dimension, provenance)
+
+    def plot(self, ax: Any = None, log: bool = True, **options: Any) -> Any:
+        """Draw the density on `ax`, outliers as stems; see `specdens.plotting.plot_density`."""
+        from specdens.plotting import plot_density  # imports matplotlib
+
+        return plot_density(self, ax, log=log, **options)
+
+    def save(self, path: str | Path) -> None:
+        """Write the measure to a ``.npz`` file: arrays, and a JSON header with the provenance."""
+        name, parameters = _describe_smoothing(self.smoothing)
+        header = {
+            "format_version": _FORMAT,
+            "dimension": self.dimension,
+            "smoothing": name,
+            "smoothing_parameters": parameters,
+            "provenance": dict(self.provenance),
+        }
+        arrays = {"nodes": self.nodes, "weights": self.weights}
+        arrays |= {f"outliers_{key}": value for key, value in vars(self.outliers).items()}
+        if self.rule is not None:
+            arrays |= {f"rule_{key}": value for key, value in self.rule.to_arrays().items()}
+        write_npz(path, "measure", header, arrays)
+
+    def __repr__(self) -> str:
+        low, high = self.support
+        return (
+            f"SpectralMeasure({self.num_probes} probes x {self.nodes.shape[1]} nodes of a "
+            f"{self.dimension}-dimensional operator: nodes in [{low:.6g}, {high:.6g}], "
+            f"mean {self.moment(1)}, {len(self.outliers)} outliers, smoothing {self.smoothing})"
+        )
+
+
+def load(path: str | Path) -> SpectralMeasure:
+    """Return the measure that `SpectralMeasure.save` wrote to `path`.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If it is damaged, holds something else, or was written by a newer version.
+    """
+    header, arrays = read_npz(path, "measure", _FORMAT)
+    parts: dict[str, dict[str, Any]] = {"outliers": {}, "rule": {}}
+    for name, value in arrays.items():
+        prefix, _, key = name.partition("_")
+        if key:
+            parts[prefix][key] = value
+    return SpectralMeasure(
+        arrays["nodes"],
+        arrays["weights"],
+        header["dimension"],
+        _make_smoothing(header["smoothing"], header["smoothing_parameters"]),
+        Outliers(**parts["outliers"]),
+        KrylovRule.from_arrays(parts["rule"]) if parts["rule"] else None,
+        header["provenance"],
+    )
+
+
+def over_probes(samples: np.ndarray) -> Estimate:
+    """Return mean and standard error over the first axis (p, ...)."""
+    p = samples.shape[0]
+    spread = samples.std(axis=0, ddof=1) if p > 1 else np.full(samples.shape[1:], np.nan)
+    return Estimate(samples.mean(axis=0), spread / np.sqrt(p))
+
+
+def _describe_smoothing(smoothing: Smoothing) -> tuple[str, dict[str, Any]]:
+    name = type(smoothing).__name__
+    parameters = dict(vars(smoothing))
+    if name not in _SMOOTHINGS or parameters.pop("damping", jackson) is not jackson:
+        msg = f"smoothing={smoothing!r} is not one of specdens' own and cannot be saved; replace it first."
+        raise ValueError(msg)
+    return name, parameters
+
+
+def _make_smoothing(name: str, parameters: dict[str, Any]) -> Smoothing:
+    if "interval" in parameters:
+        parameters = {**parameters, "interval": tuple(parameters["interval"])}
+    smoothing: Smoothing = _SMOOTHINGS[name](**parameters)
+    return smoothing

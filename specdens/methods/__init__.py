@@ -1,0 +1,1 @@
+"""The iterations behind the estimators, each as pure ``init``, ``step`` and ``finish``."""

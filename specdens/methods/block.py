@@ -1,0 +1,191 @@
+r"""Block Lanczos with full reorthogonalization: all probes of a block in one Krylov space.
+
+With the probes' block :math:`V = Q_1 R_0`, one block product a step extends
+
+.. math:: A Q_k = Q_{k-1} R_{k-1}^* + Q_k M_k + Q_{k+1} R_k, \qquad Q_i^* Q_j = \delta_{ij} I,
+
+and A acts on the space as the block tridiagonal matrix T of the M and R (Golub and Underwood 1977). Its
+eigenvalues are the Ritz values of the sum of all probes' Krylov spaces, which the products have paid for: p
+probes of m steps give up to p m of them instead of m, repeated eigenvalues appear as often as they are
+repeated (up to p), and a probe :math:`v_i = Q_1 R_0 e_i` sees each with weight
+:math:`|y^* v_i|^2`, a rule that is exact at least where its own Gauss rule is (degree 2m - 1). That
+Gauss rule is found from it without further products.
+
+Each new block is orthogonalized against every stored one, reading each once (block modified Gram-Schmidt), and
+again only when so little was left that rounding could show ("twice is enough"). Directions in which
+nothing is left are dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from specdens.backends import Array
+from specdens.methods.columns import Kernels, kernels
+from specdens.methods.lanczos import check_finite
+from specdens.quadrature import KrylovRule, QuadratureRule, gauss_rule, jacobi_matrix, rounding
+from specdens.spaces import LinearOperator, VectorSpace, multiply
+
+_RANGE = 1e-7  # singular values of a block that one Gram matrix in double precision can tell apart
+
+
+@dataclass(frozen=True)
+class BlockState:
+    """Everything a run needs to go on from step k. A value: a step makes a new one."""
+
+    basis: tuple[Array, ...]  # Q_1, ..., Q_{k+1}, each (n, p) orthonormal, dropped columns zero
+    diagonal: np.ndarray  # (k, p, p) the M
+    coupling: np.ndarray  # (k + 1, p, p) R_0, ..., R_k; rows of dropped columns are zero
+
+
+@dataclass(frozen=True)
+class BlockLanczos:
+    """Block Lanczos iteration of `num_steps` products, with full reorthogonalization."""
+
+    num_steps: int
+
+    def init(self, operator: LinearOperator, probes: Array) -> BlockState:
+        """Return the state before the first product. `probes` (n, p) has unit columns."""
+        space = operator.space
+        do = kernels(space.backend, space.wide_dtype)
+        q, r = orthonormalize(probes, 16 * space.precision, space, do)
+        empty = np.zeros((0, *r.shape), dtype=r.dtype)
+        return BlockState((q,), empty, r[None])
+
+    def step(self, operator: LinearOperator, state: BlockState) -> BlockState:
+        """Return the state after one block product.
+
+        Raises
+        ------
+        ValueError
+            If the product has the wrong shape or is not finite.
+        """
+        space = operator.space
+        do = kernels(space.backend, space.wide_dtype)
+        q, k = state.basis[-1], len(state.diagonal)
+        w = multiply(operator, q)
+        m = space.to_numpy(do.inner(q, w))
+        check_finite(m, "the diagonal block", k)
+        m = (m + m.conj().T) / 2
+        w = w - do.combine(q, space.from_numpy(m))
+        if k:
+            w -= do.combine(state.basis[-2], space.from_numpy(state.coupling[-1].conj().T))
+        diagonal = np.concatenate([state.diagonal, m[None]])
+        size = _size(diagonal, state.coupling[1:])
+        w, r = self._reorthogonalize(w, state.basis, size, space, do)
+        # The last block is only needed for its coefficients: no product will follow.
+        basis = state.basis if k + 1 == self.num_steps else (*state.basis, w)
+        return BlockState(basis, diagonal, np.concatenate([state.coupling, r[None]]))
+
+    def _reorthogonalize(
+        self, w: Array, basis: tuple[Array, ...], size: float, space: VectorSpace, do: Kernels
+    ) -> tuple[Array, np.ndarray]:
+        """Return Q_{k+1} and R_k with Q_{k+1} R_k = W, orthogonal to the whole basis."""
+        floor = 16 * space.precision * size
+        for q in basis:
+            w = do.remove(w, q)
+        w, r = orthonormalize(w, floor, space, do)
+        left = np.linalg.norm(r, axis=1)  # rows are orthogonal: these are the singular values
+        if (left[left > 0] < 0.1 * size).any():
+            for q in basis:
+                w = do.remove(w, q)
+            w, again = orthonormalize(
+                w, 0.5, space, do
+            )  # a column that vanishes was rounding error
+            r = again @ r
+        return w, r
+
+    def done(self, state: BlockState) -> bool:
+        """Tell whether all steps are taken, or the Krylov space is exhausted."""
+        steps = len(state.diagonal)
+        return steps == self.num_steps or not state.coupling[-1].any()
+
+    def finish(self, operator: LinearOperator, state: BlockState) -> KrylovRule:
+        """Return the rule of the common space, and every probe's own Gauss rule."""
+        precision = operator.space.precision
+        theta, vectors, active = self._ritz(state)
+        first = active[0].sum()
+        amplitudes = vectors[:first].conj().T @ state.coupling[0][active[0]]  # (N, p)
+        weights = np.abs(amplitudes.T) ** 2
+        last = active[len(state.diagonal) - 1].sum()
+        outer = state.coupling[-1][:, active[len(state.diagonal) - 1]]
+        tails = outer @ vectors[-last:]
+        residuals = np.linalg.norm(tails, axis=0)
+        p = weights.shape[0]
+        shared = QuadratureRule(np.tile(theta, (p, 1)), weights, np.tile(residuals, (p, 1)))
+        resolution = rounding(precision, theta)
+        jacobi = [
+            jacobi_matrix(theta, amplitudes[:, i], tails, self.num_steps, resolution)
+            for i in range(p)
+        ]
+        gauss, _ = gauss_rule(*(np.array(part) for part in zip(*jacobi, strict=True)))
+        sketches = np.zeros((p, len(theta), 0), dtype=np.float32)
+        return KrylovRule(
+            shared, gauss.padded(self.num_steps), np.zeros(p, dtype=int), sketches, resolution
+        )
+
+    def _ritz(self, state: BlockState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return eigenvalues and eigenvectors of T without dropped columns, and which are left (k, p)."""
+        k, p, _ = state.diagonal.shape
+        active = np.abs(state.coupling[:k]).max(axis=2) > 0
+        t = np.zeros((k * p, k * p), dtype=state.diagonal.dtype)
+        for j in range(k):
+            here, below = slice(j * p, (j + 1) * p), slice((j + 1) * p, (j + 2) * p)
+            t[here, here] = state.diagonal[j]
+            if j + 1 < k:
+                t[below, here] = state.coupling[j + 1]
+                t[here, below] = state.coupling[j + 1].conj().T
+        kept = np.flatnonzero(active.ravel())
+        theta, vectors = np.linalg.eigh(t[np.ix_(kept, kept)])
+        return theta, vectors, active
+
+    def memory(self, space: VectorSpace) -> int:
+        """Return the bytes that one probe of a block needs, the operator's own not counted."""
+        return (4 + self.num_steps) * space.vector_bytes
+
+    def to_arrays(self, space: VectorSpace, state: BlockState) -> dict[str, np.ndarray]:
+        """Return the state as host arrays, for a checkpoint."""
+        blocks = {f"basis{i}": space.to_numpy(q) for i, q in enumerate(state.basis)}
+        return blocks | {"diagonal": state.diagonal, "coupling": state.coupling}
+
+    def from_arrays(self, space: VectorSpace, arrays: Mapping[str, np.ndarray]) -> BlockState:
+        """Return the state that `to_arrays` took apart."""
+        count = sum(name.startswith("basis") for name in arrays)
+        basis = tuple(space.from_numpy(arrays[f"basis{i}"]) for i in range(count))
+        return BlockState(basis, arrays["diagonal"], arrays["coupling"])
+
+
+def orthonormalize(
+    w: Array, floor: float, space: VectorSpace, do: Kernels
+) -> tuple[Array, np.ndarray]:
+    """Return Q and R with Q R = W, Q orthonormal or zero in each column, R = diag(sigma) Y^H.
+
+    From Gram matrices in double precision, repeated with a shift until Q is orthonormal (shifted
+    Cholesky QR, Fukaya et al. 2020, with eigenvectors in place of Cholesky factors). Directions with
+    singular value sigma up to `floor` are dropped: their columns of Q and rows of R are zero.
+    """
+    r = np.eye(w.shape[1])
+    for _ in range(4):
+        squares, u = np.linalg.eigh(space.to_numpy(do.inner(w, w)))
+        check_finite(squares, "a Gram matrix", -1)
+        sigma = np.sqrt(np.maximum(squares, 0.0))
+        if sigma[-1] == 0:
+            return w, 0 * r
+        shifted = np.maximum(sigma, max(_RANGE * sigma[-1], np.finfo(np.float64).tiny))
+        w = do.combine(w, space.from_numpy(u / shifted))
+        r = shifted[:, None] * (u.conj().T @ r)
+        if sigma[0] > 0.5 and sigma[-1] < 2:
+            break
+    left, sigma, right = np.linalg.svd(r)
+    kept = sigma > floor
+    w = do.combine(w, space.from_numpy(left * kept))
+    return w, (sigma * kept)[:, None] * right
+
+
+def _size(diagonal: np.ndarray, coupling: np.ndarray) -> float:
+    """Return a lower estimate of the operator's norm, from the blocks of T."""
+    parts = [np.linalg.norm(block, 2) for block in (*diagonal, *coupling)]
+    return float(max(parts))

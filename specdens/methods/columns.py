@@ -1,0 +1,126 @@
+"""Arithmetic on the columns of (n, p) arrays: pure functions, compiled where the backend compiles.
+
+Everything runs in blocks of rows, so that temporaries stay in cache and far below the size of one vector,
+and accumulates in the space's wide dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from typing import Any
+
+import array_api_compat as compat
+import array_api_extra as xpx
+
+from specdens.backends import Array, Backend, DType
+
+
+def row_blocks(x: Array) -> Iterator[slice]:
+    """Yield slices of rows. Arrays that cannot be written to (JAX) go whole: their compiler fuses loops."""
+    n, p = x.shape
+    rows = max(n // 16 + 1, 2**15 // p) if compat.is_writeable_array(x) else n
+    for start in range(0, n, rows):
+        yield slice(start, min(start + rows, n))
+
+
+def three_term(product: Array, q: Array, q_prev: Array, beta: Array, *, wide: DType) -> Any:
+    """Return w = A q - beta q_prev and alpha = Re <q, w>, per column."""
+    w, alpha = q_prev * (-beta), 0
+    for rows in row_blocks(q):
+        w = xpx.at(w)[rows, :].add(product[rows, :])
+        alpha += _dot(q[rows, :], w[rows, :], wide)
+    return w, alpha
+
+
+def subtract(w: Array, q: Array, alpha: Array, *, wide: DType) -> Any:
+    """Return w - alpha q, in place where that is possible, and its norm, per column."""
+    squared: Any = 0
+    for rows in row_blocks(q):
+        w = xpx.at(w)[rows, :].subtract(alpha * q[rows, :])
+        squared += _dot(w[rows, :], w[rows, :], wide)
+    return w, squared**0.5
+
+
+def scale(w: Array, factors: Array) -> Array:
+    """Return w with column j multiplied by factors[j], in place where that is possible."""
+    w *= factors
+    return w
+
+
+def sketch(q: Array, signs: Array, *, size: int) -> Array:
+    """Return (size, p): sums of the signed entries of every column over the residue classes of rows."""
+    xp = compat.array_namespace(q)
+    n, p = q.shape
+    whole = n // size * size
+    total = xp.zeros((size, p), dtype=q.dtype, device=compat.device(q))
+    step = max(size, (n // 16 + 1) // size * size) if compat.is_writeable_array(q) else whole
+    for start in range(0, whole, step):
+        stop = min(start + step, whole)
+        signed = xp.astype(signs[start:stop, None], q.dtype) * q[start:stop, :]
+        total += xp.sum(xp.reshape(signed, ((stop - start) // size, size, p)), axis=0)
+    if whole < n:
+        tail = xp.astype(signs[whole:, None], q.dtype) * q[whole:, :]
+        total = xpx.at(total)[: n - whole, :].add(tail)
+    return total
+
+
+def inner(x: Array, y: Array, *, wide: DType) -> Array:
+    """Return X^H Y, (p, p), multiplied and added in `wide`."""
+    xp = compat.array_namespace(x, y)
+    total: Any = 0
+    for rows in row_blocks(x):
+        left, right = (xp.astype(v[rows, :], wide, copy=False) for v in (x, y))
+        total += xp.matmul(_adjoint(left, xp), right)
+    return total
+
+
+def combine(x: Array, coefficients: Array) -> Array:
+    """Return X C for an (n, p) array and a (p, p) matrix."""
+    return x @ coefficients
+
+
+def remove(w: Array, q: Array) -> Array:
+    """Return W - Q (Q^H W), in place where that is possible: Q is read once."""
+    w -= q @ (_adjoint(q, compat.array_namespace(q)) @ w)
+    return w
+
+
+def _adjoint(x: Array, xp: Any) -> Array:
+    transposed = xp.permute_dims(x, (1, 0))
+    return xp.conj(transposed) if xp.isdtype(x.dtype, "complex floating") else transposed
+
+
+def _dot(x: Array, y: Array, wide: DType) -> Array:
+    """Return Re <x_j, y_j> of every column j, multiplied and added in `wide`."""
+    xp = compat.array_namespace(x, y)
+    x, y = (xp.astype(v, wide, copy=False) for v in (x, y))
+    if xp.isdtype(wide, "complex floating"):
+        return xp.sum(xp.real(xp.conj(x) * y), axis=0)
+    return xp.sum(x * y, axis=0)
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """The functions above for one library and accumulation dtype."""
+
+    three_term: Any
+    subtract: Any
+    inner: Any
+    scale: Any
+    combine: Any
+    remove: Any
+
+
+@lru_cache
+def kernels(backend: Backend, wide: DType) -> Kernels:
+    """Return the column arithmetic of a library, compiled once."""
+    accumulating = [backend.jit(partial(f, wide=wide)) for f in (three_term, subtract, inner)]
+    return Kernels(*accumulating, *(backend.jit(f) for f in (scale, combine, remove)))
+
+
+@lru_cache
+def sketcher(backend: Backend, size: int) -> Any:
+    """Return `sketch` for one size, compiled once."""
+    return backend.jit(partial(sketch, size=size))

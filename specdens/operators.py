@@ -1,0 +1,348 @@
+"""Operators from matrices, functions and other libraries' objects, and their sums and multiples.
+
+Everything that specdens itself makes inherits `Arithmetic`, so that sums, differences and multiples of
+operators are operators again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import array_api_compat as compat
+import numpy as np
+import scipy.sparse
+
+from specdens.backends import Array, backend_of, dtype_name, get_backend
+from specdens.spaces import LinearOperator, VectorSpace
+
+
+class Arithmetic:
+    """Makes ``A + B``, ``A - B``, ``2.0 * A``, ``A / 2.0`` and ``-A`` operators again, where inherited."""
+
+    __array_ufunc__ = None  # let numpy.float64(2.0) * A reach __rmul__
+    __array_priority__ = 1000
+
+    def __add__(self, other: Any) -> LinearOperator:
+        return _combine(self, 1.0, other, 1.0)
+
+    def __radd__(self, other: Any) -> LinearOperator:
+        return _combine(other, 1.0, self, 1.0)
+
+    def __sub__(self, other: Any) -> LinearOperator:
+        return _combine(self, 1.0, other, -1.0)
+
+    def __rsub__(self, other: Any) -> LinearOperator:
+        return _combine(other, 1.0, self, -1.0)
+
+    def __mul__(self, factor: float) -> LinearOperator:
+        return LinearCombination.of([(real_scalar(factor, "factor"), cast("LinearOperator", self))])
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: float) -> LinearOperator:
+        return self * (1.0 / real_scalar(divisor, "divisor"))
+
+    def __neg__(self) -> LinearOperator:
+        return self * -1.0
+
+
+def _combine(left: Any, left_factor: float, right: Any, right_factor: float) -> LinearOperator:
+    terms = [(left_factor, aslinearoperator(left)), (right_factor, aslinearoperator(right))]
+    return LinearCombination.of(terms)
+
+
+def real_scalar(value: Any, name: str) -> float:
+    """Return `value` as a float, or say that a Hermitian operator allows real finite numbers only."""
+    if isinstance(value, bool) or not np.isscalar(value) and np.ndim(value) != 0:
+        msg = f"{name}={value!r} must be a real number; use ``A @ x`` to multiply a vector."
+        raise TypeError(msg)
+    number = complex(cast("Any", value))
+    if number.imag != 0 or not np.isfinite(number.real):
+        msg = f"{name}={value!r} must be real and finite, or the operator would not stay Hermitian."
+        raise ValueError(msg)
+    return number.real
+
+
+@dataclass(frozen=True, repr=False)
+class LinearCombination(Arithmetic):
+    """The operator ``shift * I + sum(c * A for c, A in terms)``, all on one space."""
+
+    terms: tuple[tuple[float, LinearOperator], ...]
+    shift: float = 0.0
+
+    @classmethod
+    def of(cls, terms: list[tuple[float, LinearOperator]], shift: float = 0.0) -> LinearCombination:
+        """Build the combination with nested combinations flattened, and check that the spaces agree."""
+        flat: list[tuple[float, LinearOperator]] = []
+        for factor, operator in terms:
+            if isinstance(operator, LinearCombination):
+                flat += [(factor * inner, part) for inner, part in operator.terms]
+                shift += factor * operator.shift
+            else:
+                flat.append((factor, operator))
+        first = flat[0][1].space
+        for _, operator in flat[1:]:
+            if operator.space != first:
+                msg = (
+                    f"operators act on different spaces, {first} and {operator.space}; "
+                    "bring them to one library and device with on_backend first."
+                )
+                raise ValueError(msg)
+        return cls(tuple(flat), shift)
+
+    @property
+    def space(self) -> VectorSpace:
+        return self.terms[0][1].space
+
+    def __matmul__(self, x: Array, /) -> Array:
+        factor, operator = self.terms[0]
+        total = factor * (operator @ x)
+        for factor, operator in self.terms[1:]:
+            total = total + factor * (operator @ x)
+        return total + self.shift * x if self.shift else total
+
+    def __repr__(self) -> str:
+        parts = [f"{factor:g} * {operator!r}" for factor, operator in self.terms]
+        return " + ".join(parts + ([f"{self.shift:g} * I"] if self.shift else []))
+
+
+@dataclass(frozen=True, repr=False)
+class MatrixOperator(Arithmetic):
+    """A matrix that is there as an array, dense or sparse, of any library."""
+
+    matrix: Any
+    space: VectorSpace
+
+    def __matmul__(self, x: Array, /) -> Array:
+        return self.matrix @ x
+
+    def __repr__(self) -> str:
+        kind = type(self.matrix).__name__
+        return f"MatrixOperator({kind}, n={self.space.dimension}, {dtype_name(self.space.dtype)})"
+
+
+@dataclass(frozen=True, repr=False)
+class FunctionOperator(Arithmetic):
+    """An operator from a function that multiplies.
+
+    Parameters
+    ----------
+    function : callable
+        ``function(x)`` returns ``A @ x``, in the shape of `x`.
+    space : VectorSpace
+        The vectors; ``VectorSpace.like(example_vector)`` makes it.
+    blocks : bool, optional
+        Whether `function` multiplies all columns of an ``(n, k)`` array at once. None finds out: the
+        first block is compared with the product of its first column (one product of one column
+        more), and functions that only know ``(n,)`` are then called column by column.
+
+    Raises
+    ------
+    TypeError
+        If `function` cannot be called or `space` is not a `VectorSpace`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> def second_difference(x):  # periodic, a convolution
+    ...     return 2 * x - np.roll(x, 1, axis=0) - np.roll(x, -1, axis=0)
+    >>> laplacian = FunctionOperator(second_difference, VectorSpace.like(np.zeros(4)))
+    >>> laplacian @ np.array([1.0, 0.0, 0.0, 0.0])
+    array([ 2., -1.,  0., -1.])
+    """
+
+    function: Callable[[Array], Array]
+    space: VectorSpace
+    blocks: bool | None = None
+    _found: dict[str, bool] = field(default_factory=dict, init=False, compare=False)
+
+    def __post_init__(self) -> None:
+        if not callable(self.function):
+            msg = f"function={self.function!r} cannot be called; pass a function of a vector."
+            raise TypeError(msg)
+        if not isinstance(self.space, VectorSpace):
+            msg = f"space={self.space!r} must be a VectorSpace; VectorSpace.like(vector) makes one."
+            raise TypeError(msg)
+
+    def __matmul__(self, x: Array, /) -> Array:
+        if x.ndim == 1:
+            return self.function(x)
+        takes_blocks = self._found.get("blocks") if self.blocks is None else self.blocks
+        if takes_blocks is None:
+            return self._find_out(x)
+        return self.function(x) if takes_blocks else self._columns(x)
+
+    def _columns(self, x: Array) -> Array:
+        columns = [self.function(x[:, j]) for j in range(x.shape[1])]
+        return self.space.backend.xp.stack(columns, axis=1)
+
+    def _find_out(self, x: Array) -> Array:
+        """Multiply a block, and remember whether the function can do that in one call."""
+        xp = self.space.backend.xp
+        first = self.function(x[:, 0])
+        try:
+            y = self.function(x)
+            same_shape = tuple(y.shape) == tuple(x.shape)
+        except (TypeError, ValueError, IndexError, RuntimeError):
+            same_shape = False  # a function of (n,) only; one that is broken fails again below
+        scale = self.space.precision * self.space.dimension**0.5
+        agrees = same_shape and bool(
+            xp.all(xp.abs(y[:, 0] - first) <= 100 * scale * xp.max(xp.abs(first)))
+        )
+        self._found["blocks"] = agrees
+        return y if agrees else self._columns(x)
+
+    def __repr__(self) -> str:
+        name = getattr(self.function, "__qualname__", type(self.function).__name__)
+        return f"FunctionOperator({name}, n={self.space.dimension})"
+
+
+def aslinearoperator(A: Any) -> LinearOperator:  # noqa: N803 (the field's name for an operator)
+    """Return `A` as a `LinearOperator`.
+
+    Parameters
+    ----------
+    A : operator, array or matrix-like of shape (n, n)
+        A `LinearOperator` is returned as it is. Dense arrays of any backend, SciPy and CuPy sparse
+        matrices and linear operators, torch sparse tensors, JAX ``BCOO``, and any object with
+        ``.shape`` and either ``@``, ``matmat`` or ``matvec`` are wrapped. Integers and booleans are
+        promoted to floating point.
+
+    Returns
+    -------
+    LinearOperator
+
+    Raises
+    ------
+    TypeError
+        If `A` is none of these.
+    ValueError
+        If `A` is not square, is empty, or is a dense array that is not Hermitian.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> A = aslinearoperator(np.array([[2, 1], [1, 2]]))
+    >>> A @ np.array([1.0, -1.0])
+    array([1., -1.])
+    >>> (3.0 * A - A).space.dimension
+    2
+    """
+    if isinstance(A, LinearOperator) and isinstance(A.space, VectorSpace):
+        return A
+    shape = getattr(A, "shape", None)
+    if shape is None:
+        msg = (
+            f"operator has type {type(A).__qualname__}; expected an object with .space and @, a square "
+            "array, a sparse matrix, or something with .shape and @ or matvec."
+        )
+        raise TypeError(msg)
+    if len(shape) != 2 or shape[0] != shape[1]:
+        msg = f"operator has shape {tuple(shape)}; a spectrum needs a square matrix (n, n)."
+        raise ValueError(msg)
+    if shape[0] < 1:
+        msg = "operator has shape (0, 0): there is no spectrum without vectors."
+        raise ValueError(msg)
+    for wrap in (_from_sparse, _from_dense, _from_duck):
+        operator = wrap(A)
+        if operator is not None:
+            return operator
+    msg = f"operator of type {type(A).__qualname__} has .shape but neither @ nor matvec nor matmat."
+    raise TypeError(msg)
+
+
+def _from_sparse(matrix: Any) -> LinearOperator | None:
+    """Wrap a sparse matrix in the layout in which its library multiplies fastest."""
+    module = type(matrix).__module__
+    if scipy.sparse.issparse(matrix):
+        matrix = matrix.tocsr()
+        if matrix.dtype.kind not in "fc":
+            matrix = matrix.astype(np.float64)
+        example = np.zeros(matrix.shape[0], dtype=matrix.dtype)
+    elif module.startswith("cupyx.scipy.sparse") and not hasattr(matrix, "matvec"):
+        matrix = matrix.tocsr()
+        example = get_backend("cupy").xp.zeros(matrix.shape[0], dtype=matrix.dtype)
+    elif module.startswith("jax.experimental.sparse"):
+        xp = get_backend("jax").xp
+        example = xp.zeros(matrix.shape[0], dtype=xp.result_type(matrix.dtype, xp.float32))
+        if xp.isdtype(matrix.dtype, "integral"):
+            matrix = type(matrix)(
+                (matrix.data.astype(example.dtype), matrix.indices), shape=matrix.shape
+            )
+    elif compat.is_torch_array(matrix) and "sparse" in str(matrix.layout):
+        dtype = matrix.dtype if matrix.is_floating_point() or matrix.is_complex() else None
+        xp = get_backend("torch").xp
+        example = xp.zeros(matrix.shape[0], dtype=dtype or xp.float64, device=matrix.device)
+        matrix = matrix.to(example.dtype)
+    else:
+        return None
+    return MatrixOperator(matrix, VectorSpace.like(example))
+
+
+def _from_dense(matrix: Any) -> LinearOperator | None:
+    try:
+        backend = backend_of(matrix)
+    except TypeError:
+        return None
+    if isinstance(matrix, np.ndarray):
+        matrix = np.asarray(matrix)  # numpy.matrix would give back two-dimensional vectors
+        if matrix.dtype.kind not in "biufc":
+            msg = f"operator has dtype {matrix.dtype}; expected numbers."
+            raise TypeError(msg)
+    space = VectorSpace.like(matrix)
+    xp = backend.xp
+    if matrix.dtype != space.dtype:
+        matrix = xp.astype(matrix, space.dtype)
+    largest, asymmetry = _asymmetry(matrix, xp)
+    # Matrices from automatic differentiation are symmetric to a few roundings only, so allow eps ** 0.5.
+    if asymmetry > space.precision**0.5 * largest:  # false for NaN: the first product reports it
+        msg = (
+            f"operator is not Hermitian: max |A - A^H| = {asymmetry:.3g} against max |A| = "
+            f"{largest:.3g}; pass (A + A.T.conj()) / 2 if that is what you mean."
+        )
+        raise ValueError(msg)
+    return MatrixOperator(matrix, space)
+
+
+def _asymmetry(matrix: Array, xp: Any) -> tuple[float, float]:
+    """Return max |A| and max |A - A^H|, in blocks of rows so that no second matrix is made."""
+    largest = asymmetry = 0.0
+    rows = max(1, 2**22 // matrix.shape[0])
+    for start in range(0, matrix.shape[0], rows):
+        part = slice(start, min(start + rows, matrix.shape[0]))
+        block = matrix[part, :]
+        mirror = xp.permute_dims(matrix[:, part], (1, 0))
+        mirror = xp.conj(mirror) if xp.isdtype(matrix.dtype, "complex floating") else mirror
+        largest = max(largest, float(xp.max(xp.abs(block))))
+        asymmetry = max(asymmetry, float(xp.max(xp.abs(block - mirror))))
+    return largest, asymmetry
+
+
+def _from_duck(matrix: Any) -> LinearOperator | None:
+    """Wrap an object with .shape and matmat, @ or matvec, in the array library of its dtype."""
+    matmat, matvec = (getattr(matrix, name, None) for name in ("matmat", "matvec"))
+    if callable(matmat) and callable(matvec):
+        function: Callable[[Array], Array] = lambda x: (matvec if x.ndim == 1 else matmat)(x)  # noqa: E731
+        blocks: bool | None = True
+    elif callable(matvec):
+        function, blocks = matvec, False
+    elif hasattr(type(matrix), "__matmul__"):
+        function, blocks = (lambda x: matrix @ x), None
+    else:
+        return None
+    return FunctionOperator(function, _duck_space(matrix), blocks)
+
+
+def _duck_space(matrix: Any) -> VectorSpace:
+    """Make a space from ``.dtype``, ``.device`` and the module; NumPy float64 if there is no dtype."""
+    dtype = getattr(matrix, "dtype", None)
+    n = matrix.shape[0]
+    if str(dtype).startswith("torch."):
+        xp = get_backend("torch").xp
+        return VectorSpace.like(xp.zeros(n, dtype=dtype, device=getattr(matrix, "device", None)))
+    if type(matrix).__module__.startswith("cupyx."):
+        return VectorSpace.like(get_backend("cupy").xp.zeros(n, dtype=dtype))
+    host = np.float64 if dtype is None else np.dtype(dtype)
+    return VectorSpace.like(np.zeros(n, dtype=host))

@@ -1,0 +1,135 @@
+"""Figures of a `SpectralMeasure`. Matplotlib is imported when the first figure is drawn."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from specdens.measure import SpectralMeasure
+    from specdens.smoothing import Smoothing
+
+_BULK, _OUTLIER = "#3b6ea5", "#c8553d"
+
+
+def plot_density(
+    measure: SpectralMeasure,
+    ax: Any = None,
+    *,
+    log: bool = True,
+    smoothing: Smoothing | None = None,
+    num_points: int = 2000,
+    label: str | None = None,
+    color: str = _BULK,
+) -> Any:
+    """Draw the density of the bulk as a curve, with its standard error, and outliers as stems.
+
+    Stems stand at the outliers, as high as their mass k/n: on a logarithmic axis one eigenvalue of
+    many millions is visible beside the bulk.
+
+    Parameters
+    ----------
+    measure : SpectralMeasure
+    ax : matplotlib Axes, optional
+        By default a new figure's.
+    log : bool
+        Logarithmic vertical axis.
+    smoothing : Smoothing, optional
+        By default the measure's.
+    num_points : int
+        Of the curve; half of them are spread over the bulk.
+    label, color : str, optional
+
+    Returns
+    -------
+    matplotlib Axes
+    """
+    ax = _axes(ax)
+    smoothing = smoothing or measure.smoothing
+    x = grid(measure, num_points)
+    bulk = np.where(measure.is_bulk, measure.weights, 0.0)
+    rows = [smoothing.density(x, t) @ w for t, w in zip(measure.nodes, bulk, strict=True)]
+    mean = np.mean(rows, axis=0)
+    ax.plot(x, mean, color=color, lw=1.4, label=label or "bulk", zorder=3)
+    if measure.num_probes > 1:
+        error = np.std(rows, axis=0, ddof=1) / measure.num_probes**0.5
+        low = np.maximum(mean - error, 1e-3 * mean if log else -np.inf)
+        ax.fill_between(x, low, mean + error, color=color, alpha=0.25, lw=0)
+    outliers = measure.outliers
+    heights = np.nan_to_num(outliers.multiplicities, nan=1.0) / measure.dimension
+    floor = min(0.3 / measure.dimension, 1e-9 * mean.max()) if log and not len(outliers) else 0.0
+    if len(outliers):
+        floor = 0.3 * heights.min() if log else 0.0
+        ax.vlines(outliers.eigenvalues, floor, heights, color=_OUTLIER, lw=1.2, zorder=4)
+        ax.plot(outliers.eigenvalues, heights, "o", color=_OUTLIER, ms=4, zorder=5,
+                label=f"{len(outliers)} outliers (mass per eigenvalue)")  # fmt: skip
+    if log:
+        ax.set_yscale("log")
+        ax.set_ylim(max(floor, 1e-12 * mean.max()), 3 * max(mean.max(), heights.max(initial=0)))
+    else:
+        ax.set_ylim(bottom=0)
+    ax.set_xlabel("eigenvalue")
+    ax.set_ylabel("spectral density")
+    ax.legend(frameon=False)
+    return ax
+
+
+def plot_cdf(
+    measure: SpectralMeasure,
+    ax: Any = None,
+    *,
+    confidence: float = 0.95,
+    num_points: int = 2000,
+    color: str = _BULK,
+) -> Any:
+    """Draw the distribution function as computed, with its certified band where there is one.
+
+    Parameters
+    ----------
+    measure : SpectralMeasure
+    ax : matplotlib Axes, optional
+    confidence : float
+        Of the band.
+    num_points : int
+    color : str
+
+    Returns
+    -------
+    matplotlib Axes
+    """
+    from specdens.smoothing import Gaussian
+
+    ax = _axes(ax)
+    x = grid(measure, num_points)
+    ax.step(
+        x, measure.cdf(x, Gaussian(0)).value, where="post", color=color, lw=1.4, label="estimate"
+    )
+    if measure.provenance.get("probes") == "sphere" and measure.rule is not None:
+        lower, upper = measure.cdf_band(x, confidence)
+        ax.fill_between(x, lower, upper, color=color, alpha=0.2, lw=0, step="post",
+                        label=f"{100 * confidence:g} % band")  # fmt: skip
+    ax.set_xlabel("eigenvalue")
+    ax.set_ylabel("fraction of eigenvalues below")
+    ax.set_ylim(-0.02, 1.02)
+    ax.legend(frameon=False, loc="lower right")
+    return ax
+
+
+def grid(measure: SpectralMeasure, num_points: int = 2000) -> np.ndarray:
+    """Return points to draw at, ascending: half even over the support, half dense where the bulk is."""
+    low, high = measure.support
+    margin = 0.03 * (high - low) or 0.5
+    levels = np.linspace(0.001, 0.999, max(2, num_points // 4))
+    nodes = np.unique(measure.nodes[measure.weights != 0])
+    between = np.interp(np.linspace(0, 1, num_points // 4), np.linspace(0, 1, len(nodes)), nodes)
+    even = np.linspace(low - margin, high + margin, num_points // 2)
+    return np.unique(np.concatenate([even, measure.quantile(levels), between]))
+
+
+def _axes(ax: Any) -> Any:
+    if ax is not None:
+        return ax
+    import matplotlib.pyplot as plt
+
+    return plt.subplots(figsize=(7, 4), layout="constrained")[1]

@@ -1,0 +1,130 @@
+"""Probe vectors: where the randomness of every stochastic estimate comes from.
+
+Probe i is a pure function of ``(seed, i)``, drawn by a counter-based generator on the host and then moved:
+the same probes on every library, device and block size, and no generator state to save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import numpy as np
+
+from specdens.backends import Array, backend_of
+from specdens.spaces import VectorSpace
+
+#: ``sampler(space, seed, index) -> (n,)``, a host array or one of the space's own library.
+ProbeSampler: TypeAlias = Callable[[VectorSpace, int, int], Array]
+
+
+def generator(seed: int, index: int) -> np.random.Generator:
+    """Return the generator of probe `index`: Philox, a counter-based one, keyed by both numbers."""
+    return np.random.Generator(np.random.Philox(key=np.array([seed, index], dtype=np.uint64)))
+
+
+def sphere(space: VectorSpace, seed: int, index: int) -> np.ndarray:
+    """Return a direction drawn uniformly from the unit sphere, real or complex as the space is.
+
+    The bands of `SpectralMeasure.cdf_band` hold for these probes.
+
+    Examples
+    --------
+    >>> v = sphere(VectorSpace.like(np.zeros(4)), seed=0, index=3)
+    >>> bool(np.isclose(np.linalg.norm(v), 1.0))
+    True
+    """
+    rng = generator(seed, index)
+    v = rng.standard_normal(space.dimension)
+    if space.is_complex:
+        v = v + 1j * rng.standard_normal(space.dimension)
+    v /= np.linalg.norm(v)
+    return v
+
+
+def rademacher(space: VectorSpace, seed: int, index: int) -> np.ndarray:
+    """Return a vector of random signs, each 1 or -1 with probability one half (normalized when used).
+
+    Exact for the trace of a diagonal matrix; `SpectralMeasure.cdf_band` is not available with it.
+    """
+    return 2.0 * generator(seed, index).integers(0, 2, space.dimension) - 1.0
+
+
+def from_vectors(vectors: Array) -> ProbeSampler:
+    """Return a sampler that hands out given vectors, probe i being column i, whatever the seed.
+
+    Parameters
+    ----------
+    vectors : array of shape (n,) or (n, p)
+        On the host or in the operator's own library and device.
+
+    Raises
+    ------
+    ValueError
+        If `vectors` is not one- or two-dimensional; when drawn from, if it has another length than the
+        operator or too few columns.
+    """
+    if getattr(vectors, "ndim", None) not in (1, 2):
+        msg = f"vectors has shape {getattr(vectors, 'shape', None)}; expected (n,) or (n, p)."
+        raise ValueError(msg)
+    columns = vectors[:, None] if vectors.ndim == 1 else vectors
+
+    def given(space: VectorSpace, seed: int, index: int) -> Array:
+        if columns.shape[0] != space.dimension:
+            msg = f"vectors has length {columns.shape[0]}, the operator's dimension is {space.dimension}."
+            raise ValueError(msg)
+        if index >= columns.shape[1]:
+            msg = f"vectors has {columns.shape[1]} columns; pass num_probes <= {columns.shape[1]}."
+            raise ValueError(msg)
+        return columns[:, index]
+
+    return given
+
+
+def is_isotropic(sampler: ProbeSampler) -> bool:
+    """Tell whether the squared components of the probes have mean 1/n in every basis."""
+    return sampler in (sphere, rademacher)
+
+
+def draw(sampler: ProbeSampler, space: VectorSpace, seed: int, indices: range) -> Array:
+    """Return the probes `indices` as unit columns of an (n, len(indices)) array of `space`.
+
+    Raises
+    ------
+    ValueError
+        If a probe has the wrong shape, is zero or is not finite.
+    """
+    host: np.ndarray | None = None
+    moved = []
+    for j, index in enumerate(indices):
+        v = sampler(space, seed, index)
+        if tuple(v.shape) != (space.dimension,):
+            msg = f"probe {index} has shape {tuple(v.shape)}; expected ({space.dimension},)."
+            raise ValueError(msg)
+        if backend_of(v) is space.backend and space.backend.name != "numpy":
+            moved.append(_unit(v, space, index))
+            continue
+        if host is None:
+            host = np.empty(
+                (space.dimension, len(indices)), np.complex128 if space.is_complex else float
+            )
+        norm = np.linalg.norm(v)
+        _check_norm(float(norm), index)
+        np.divide(v, norm, out=host[:, j])
+    if host is None:
+        return space.backend.xp.stack(moved, axis=1)
+    return space.from_numpy(host)
+
+
+def _unit(v: Array, space: VectorSpace, index: int) -> Array:
+    xp = space.backend.xp
+    wide = xp.astype(v, space.wide_dtype)
+    norm = float(xp.linalg.vector_norm(wide))
+    _check_norm(norm, index)
+    return xp.astype(wide / norm, space.working_dtype)
+
+
+def _check_norm(norm: float, index: int) -> None:
+    if not norm > 0 or not np.isfinite(norm):
+        msg = f"probe {index} has norm {norm}; a probe must be finite and not zero."
+        raise ValueError(msg)

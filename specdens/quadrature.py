@@ -1,0 +1,165 @@
+"""Quadrature rules: what a finished method hands to a `SpectralMeasure`. NumPy only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import scipy.linalg
+
+
+@dataclass(frozen=True, eq=False)
+class QuadratureRule:
+    """Nodes and weights for the measures that p probes see, one row per probe.
+
+    Rows that are shorter than others are padded with nodes of weight 0 and infinite residual.
+    """
+
+    nodes: np.ndarray  # (p, m) float64, eigenvalue units, ascending
+    weights: np.ndarray  # (p, m) float64, each row sums to 1
+    residuals: np.ndarray  # (p, m) float64, |A y - theta y| of each Ritz pair
+
+    @classmethod
+    def concatenate(cls, rules: Sequence[QuadratureRule]) -> QuadratureRule:
+        """Stack the probes of several rules."""
+        length = max(rule.nodes.shape[1] for rule in rules)
+        rules = [rule.padded(length) for rule in rules]
+        return cls(*(np.concatenate([getattr(r, f.name) for r in rules]) for f in fields(cls)))
+
+    def padded(self, length: int) -> QuadratureRule:
+        """Return the rule with `length` nodes per row; new ones repeat the last and weigh nothing."""
+        columns = ((0, 0), (0, length - self.nodes.shape[1]))
+        return QuadratureRule(
+            np.pad(self.nodes, columns, mode="edge"),
+            np.pad(self.weights, columns),
+            np.pad(self.residuals, columns, constant_values=np.inf),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class KrylovRule:
+    """What Lanczos knows of the measures of p probes.
+
+    Probes that were advanced together with reorthogonalization share one Krylov space, the sum of
+    theirs. Its Ritz pairs serve all of them: `shared` integrates what each probe sees over many more nodes
+    than the probe's own Gauss rule, and as exactly at least.
+    """
+
+    shared: QuadratureRule  # nodes are Ritz values of the block's common Krylov space
+    gauss: QuadratureRule  # (p, m) the Gauss rule of every probe by itself
+    blocks: np.ndarray  # (p,) integers: probes with the same number share a Krylov space
+    sketches: np.ndarray  # (p, m, s) random projections of the Ritz vectors; s = 0 if not needed
+    resolution: float  # a few roundings of the norm: nodes closer than this are one number
+
+    @classmethod
+    def concatenate(cls, rules: Sequence[KrylovRule]) -> KrylovRule:
+        """Stack the probes of several runs, whose blocks stay apart."""
+        counts = np.cumsum([0, *(int(rule.blocks.max()) + 1 for rule in rules)])
+        shared = QuadratureRule.concatenate([rule.shared for rule in rules])
+        length, size = shared.nodes.shape[1], min(rule.sketches.shape[2] for rule in rules)
+        sketches = [
+            np.pad(r.sketches[:, :, :size], ((0, 0), (0, length - r.sketches.shape[1]), (0, 0)))
+            for r in rules
+        ]
+        return cls(
+            shared,
+            QuadratureRule.concatenate([rule.gauss for rule in rules]),
+            np.concatenate([r.blocks + first for r, first in zip(rules, counts, strict=False)]),
+            np.concatenate(sketches),
+            max(rule.resolution for rule in rules),
+        )
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return everything as named arrays, for files."""
+        arrays = {f"{kind}_{f.name}": getattr(getattr(self, kind), f.name)
+                  for kind in ("shared", "gauss") for f in fields(QuadratureRule)}  # fmt: skip
+        return arrays | {
+            "blocks": self.blocks,
+            "sketches": self.sketches,
+            "resolution": np.array(self.resolution),
+        }
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> KrylovRule:
+        """Return the rule that `to_arrays` took apart."""
+        shared, gauss = (
+            QuadratureRule(*(arrays[f"{kind}_{f.name}"] for f in fields(QuadratureRule)))
+            for kind in ("shared", "gauss")
+        )
+        return cls(shared, gauss, arrays["blocks"], arrays["sketches"], float(arrays["resolution"]))
+
+
+def rounding(precision: float, nodes: np.ndarray) -> float:
+    """Return the distance below which two computed nodes are the same number."""
+    return 16 * precision * float(np.abs(nodes).max())
+
+
+def gauss_rule(alphas: np.ndarray, betas: np.ndarray) -> tuple[QuadratureRule, list[np.ndarray]]:
+    """Return the Gauss rules of p Jacobi matrices, and the eigenvectors of each matrix.
+
+    Nodes are the eigenvalues of the tridiagonal matrix, weights the squared first components of its
+    eigenvectors (Golub and Welsch 1969), and ``|beta_m s_m|``, with s_m the last component, is the
+    residual norm of the Ritz pair.
+
+    Parameters
+    ----------
+    alphas, betas : ndarray of shape (p, m)
+        Diagonal, and off-diagonal with the norm of the last residual in ``betas[:, -1]``. A zero in
+        `betas` ends its row: the Krylov space is invariant and the rule exact.
+    """
+    rules, eigenvectors = [], []
+    for alpha, beta in zip(alphas, betas, strict=True):
+        ended = np.flatnonzero(beta == 0)
+        k = int(ended[0]) + 1 if ended.size else len(beta)
+        theta, vectors = scipy.linalg.eigh_tridiagonal(alpha[:k], beta[: k - 1])
+        residuals = np.abs(beta[k - 1] * vectors[-1])
+        rules.append(QuadratureRule(theta[None], vectors[:1] ** 2, residuals[None]))
+        eigenvectors.append(vectors)
+    return QuadratureRule.concatenate(rules).padded(alphas.shape[1]), eigenvectors
+
+
+def jacobi_matrix(
+    nodes: np.ndarray, amplitudes: np.ndarray, tails: np.ndarray, num_steps: int, floor: float
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the recurrence coefficients of one probe from the Ritz pairs of a space that holds its own.
+
+    Lanczos on the host, with the diagonal matrix of Ritz values.
+
+    Parameters
+    ----------
+    nodes : ndarray of shape (N,)
+        Ritz values.
+    amplitudes : ndarray of shape (N,)
+        ``y^* v`` of the probe v for every Ritz vector y; real or complex, of norm 1.
+    tails : ndarray of shape (b, N)
+        Residual vectors ``A y - theta y``, in an orthonormal basis.
+    num_steps : int
+    floor : float
+        Norm below which a residual is rounding error.
+
+    Returns
+    -------
+    alphas, betas : ndarray of shape (num_steps,)
+        Padded with zeros after a breakdown.
+    """
+    alphas, betas = np.zeros(num_steps), np.zeros(num_steps)
+    q = amplitudes / np.linalg.norm(amplitudes)
+    basis = np.zeros((num_steps, len(nodes)), dtype=q.dtype)
+    for j in range(num_steps):
+        basis[j] = q
+        known = basis[: j + 1]
+        w = nodes * q
+        alphas[j] = np.vdot(q, w).real
+        for _ in range(2):
+            w = w - known.T @ (known.conj() @ w)
+        inside = np.linalg.norm(w)
+        if j + 1 == num_steps:  # only this residual can leave the space
+            residual = float(np.hypot(inside, np.linalg.norm(tails @ q)))
+            betas[j] = residual if residual > floor else 0.0
+        elif inside > floor:
+            betas[j] = inside
+            q = w / inside
+        else:
+            break
+    return alphas, betas

@@ -1,0 +1,192 @@
+r"""How a quadrature rule is broadened into a density, chosen after the run. NumPy only.
+
+A smoothing has two methods: ``density(x, nodes)``, the kernel :math:`k(x, \theta)`, and ``cumulative(x, nodes)``,
+its integral up to `x`. Both return an array of shape ``(len(x), len(nodes))``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from scipy.special import ndtr
+
+
+class Smoothing(Protocol):
+    """What `SpectralMeasure.pdf` and `SpectralMeasure.cdf` broaden nodes with."""
+
+    def density(self, x: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+        """Return the kernel at x (q,) of every node (m,): (q, m), in 1 / eigenvalue units."""
+        ...
+
+    def cumulative(self, x: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+        """Return the kernel's integral up to x (q,) of every node (m,): (q, m)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """Normal kernel.
+
+    Parameters
+    ----------
+    width : float
+        Standard deviation, in eigenvalue units. With 0 there is no density, but `cumulative` is the
+        unsmoothed step function.
+
+    Raises
+    ------
+    ValueError
+        If `width` is negative or not finite.
+
+    Examples
+    --------
+    >>> float(Gaussian(0.5).cumulative(np.array([1.0]), np.array([1.0]))[0, 0])
+    0.5
+    """
+
+    width: float
+
+    def __post_init__(self) -> None:
+        _check_width(self.width, zero_allowed=True)
+
+    def density(self, x: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+        _check_width(self.width, zero_allowed=False)
+        z = (x[:, None] - nodes) / self.width
+        return np.exp(-0.5 * z**2) / (self.width * np.sqrt(2 * np.pi))
+
+    def cumulative(self, x: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+        if self.width == 0:
+            return (x[:, None] >= nodes).astype(np.float64)
+        return ndtr((x[:, None] - nodes) / self.width)
+
+
+@dataclass(frozen=True)
+class Lorentzian:
+    """Cauchy kernel: the density of states seen with an imaginary part, as resolvents give it.
+
+    Parameters
+    ----------
+    width : float
+        Half width at half maximum, in eigenvalue units, above 0.
+
+    Raises
+    ------
+    ValueError
+        If `width` is not positive and finite.
+    """
+
+    width: float
+
+    def __post_init__(self) -> None:
+        _check_width(self.width, zero_allowed=False)
+
+    def density(self, x: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+        return self.width / np.pi / ((x[:, None] - nodes) ** 2 + self.width**2)
+
+    def cumulative(self, x: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+        return 0.5 + np.arctan((x[:, None] - nodes) / self.width) / np.pi
+
+
+def jackson(degree: int) -> np.ndarray:
+    r"""Return Jackson's damping factors :math:`g_0, ..., g_N` for `degree` N: (N + 1,).
+
+    .. math:: g_r = \frac{(M - r + 1) \cos\frac{\pi r}{M + 1} + \sin\frac{\pi r}{M + 1} \cot\frac{\pi}{M + 1}}{M + 1}
+
+    with M = N + 1 moments (Weisse, Wellein, Alvermann, Fehske 2006, Rev. Mod. Phys. 78, 275, eq. 71). The
+    damped kernel is nowhere negative.
+
+    Examples
+    --------
+    >>> float(jackson(4)[0])
+    1.0
+    """
+    r, m = np.arange(degree + 1), degree + 1
+    phase = np.pi / (m + 1)
+    return ((m - r + 1) * np.cos(phase * r) + np.sin(phase * r) / np.tan(phase)) / (m + 1)
+
+
+@dataclass(frozen=True)
+class Chebyshev:
+    r"""The kernel polynomial method as a smoothing of any rule.
+
+    .. math:: k(x, \theta) = \frac{1}{\pi d \sqrt{1 - \tilde x^2}}
+              \Bigl(g_0 + 2 \sum_{r=1}^{N} g_r T_r(\tilde\theta) T_r(\tilde x)\Bigr),
+              \qquad \tilde x = (x - c) / d
+
+    with c and d the center and half width of `interval`. A Gauss rule of m nodes knows the moments up to
+    degree 2m - 1 exactly, and so gives there exactly what moments of the matrix would.
+
+    Parameters
+    ----------
+    degree : int
+        N, at least 1. Features narrower than about ``pi * d / N`` are smeared out.
+    interval : tuple of float
+        Ends ``(low, high)`` of an interval that holds all nodes; outside it the density is 0.
+    damping : callable
+        ``damping(degree)`` returns the N + 1 factors g; `jackson` keeps the density nonnegative.
+
+    Raises
+    ------
+    ValueError
+        If `degree` is below 1, the interval is empty, or a node lies outside it.
+    """
+
+    degree: int
+    interval: tuple[float, float]
+    damping: Callable[[int], np.ndarray] = jackson
+
+    def __post_init__(self) -> None:
+        low, high = self.interval
+        if self.degree < 1:
+            msg = f"degree={self.degree} must be at least 1."
+            raise ValueError(msg)
+        if not (np.isfinite([low, high]).all() and low < high):
+            msg = f"interval={self.interval} must be finite with low < high."
+            raise ValueError(msg)
+
+    def density(self, x: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+        position, inside = self._scaled(x)
+        moments = self._moments(nodes)
+        angles = np.arccos(position)
+        series = np.cos(np.outer(angles, np.arange(self.degree + 1))) @ moments
+        half = (self.interval[1] - self.interval[0]) / 2
+        with np.errstate(divide="ignore"):
+            edge = np.where(inside, 1 / (np.pi * half * np.sqrt(1 - position**2)), 0.0)
+        return series * np.where(np.isfinite(edge), edge, 0.0)[:, None]
+
+    def cumulative(self, x: np.ndarray, nodes: np.ndarray) -> np.ndarray:
+        position, _ = self._scaled(x)
+        moments = self._moments(nodes)
+        angles, orders = np.arccos(position), np.arange(1, self.degree + 1)
+        # The integral of T_r / sqrt(1 - x^2) up to x is -sin(r arccos x) / r.
+        waves = -np.sin(np.outer(angles, orders)) / (np.pi * orders)
+        return (1 - angles / np.pi)[:, None] * moments[0] + waves @ moments[1:]
+
+    def _scaled(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Map x to [-1, 1], clipped, and say which were inside."""
+        low, high = self.interval
+        position = (x - (low + high) / 2) / ((high - low) / 2)
+        return np.clip(position, -1, 1), np.abs(position) < 1
+
+    def _moments(self, nodes: np.ndarray) -> np.ndarray:
+        """Return the damped moments (N + 1, m) of unit masses at the nodes, twice for orders above 0."""
+        low, high = self.interval
+        slack = 1e-10 * (high - low)
+        if nodes.size and (nodes.min() < low - slack or nodes.max() > high + slack):
+            msg = (
+                f"interval={self.interval} leaves out nodes between {nodes.min():.6g} and "
+                f"{nodes.max():.6g}; widen it."
+            )
+            raise ValueError(msg)
+        position, _ = self._scaled(nodes)
+        factors = self.damping(self.degree) * np.where(np.arange(self.degree + 1) == 0, 1, 2)
+        return factors[:, None] * np.cos(np.outer(np.arange(self.degree + 1), np.arccos(position)))
+
+
+def _check_width(width: float, *, zero_allowed: bool) -> None:
+    if not np.isfinite(width) or width < 0 or (width == 0 and not zero_allowed):
+        msg = f"width={width} must be a positive finite number, in the unit of the eigenvalues."
+        raise ValueError(msg)

@@ -1,0 +1,68 @@
+"""Files: arrays and a JSON header in one ``.npz``, written atomically, read without pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_HEADER = "header"
+
+
+def write_npz(
+    path: str | Path, kind: str, header: Mapping[str, Any], arrays: Mapping[str, Any]
+) -> None:
+    """Write `arrays` and a JSON `header` to `path`: the file is complete or it is the old one."""
+    path = Path(path)
+    text = json.dumps({"kind": kind, **header}, default=str)
+    descriptor, temporary = tempfile.mkstemp(
+        dir=path.parent or ".", prefix=path.name, suffix=".part"
+    )
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            np.savez_compressed(file, **{_HEADER: np.array(text)}, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_npz(
+    path: str | Path, kind: str, version: int
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Return header and arrays of a file that `write_npz` wrote.
+
+    Raises
+    ------
+    FileNotFoundError
+        If there is no such file.
+    ValueError
+        If the file is damaged, is of another kind, or was written by a newer version.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        header = json.loads(str(arrays.pop(_HEADER)))
+        found = header["kind"], header["format_version"]
+    except FileNotFoundError:
+        raise
+    except (zipfile.BadZipFile, EOFError, KeyError, OSError, ValueError, TypeError) as error:
+        msg = (
+            f"path={str(path)!r} is damaged or truncated, or not a specdens {kind} file ({error})."
+        )
+        raise ValueError(msg) from error
+    if found[0] != kind:
+        msg = f"path={str(path)!r} holds a specdens {found[0]}, expected a {kind}."
+        raise ValueError(msg)
+    if found[1] > version:
+        msg = f"path={str(path)!r} has format {found[1]}; this version reads up to {version}. Upgrade."
+        raise ValueError(msg)
+    return header, arrays

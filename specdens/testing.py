@@ -1,0 +1,169 @@
+"""Checks for anybody's operators, and matrices and spectra with known answers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from specdens.backends import Array, backend_of, dtype_name
+from specdens.operators import aslinearoperator
+from specdens.probes import draw, sphere
+from specdens.spaces import VectorSpace
+
+
+def check_operator(A: Any, *, seed: int = 0, tolerance: float | None = None) -> None:  # noqa: N803
+    """Check that an operator is what the estimators need, with a handful of products.
+
+    Parameters
+    ----------
+    A : LinearOperator or array-like of shape (n, n)
+        Arrays are wrapped first; a dense array that is not Hermitian fails there.
+    seed : int
+        Of the random vectors.
+    tolerance : float, optional
+        Largest relative violation of linearity and symmetry; by default ``100 * eps * sqrt(n)`` for eps
+        the roundoff of the operator's dtype.
+
+    Raises
+    ------
+    ValueError
+        Says which property fails and shows the numbers: *shape* and *dtype* and *device* of products,
+        *finite*, *repeatable* to the bit, *columns* of a block as single products, *linear*,
+        *Hermitian*.
+
+    Examples
+    --------
+    >>> check_operator(np.diag([1.0, 2.0, 3.0]))
+    >>> from specdens import FunctionOperator, VectorSpace
+    >>> nonlinear = FunctionOperator(lambda x: x**2, VectorSpace.like(np.zeros(3)))
+    >>> check_operator(nonlinear)
+    Traceback (most recent call last):
+    ...
+    ValueError: operator is not linear: |A(2x + 3y) - 2Ax - 3Ay| is ... of |A||x|, tolerance ...
+    """
+    A = aslinearoperator(A)  # noqa: N806
+    space = A.space
+    if tolerance is None:
+        tolerance = 100 * space.precision * space.dimension**0.5
+    xp = space.backend.xp
+    block = xp.astype(draw(sphere, space, seed, range(2)), space.dtype)
+    x, y = block[:, 0], block[:, 1]
+    products = A @ block
+    _check_kind(products, block, space, "(n, 2)")
+    Ax, Ay = A @ x, A @ y  # noqa: N806
+    _check_kind(Ax, x, space, "(n,)")
+    if not bool(xp.all(A @ x == Ax)):
+        _fail(
+            "repeatable", "the same product, taken twice, differs by", _size(A @ x - Ax, space), 0
+        )
+    norm = max(_size(Ax, space), _size(Ay, space)) or 1.0
+    apart = _size(products[:, 0] - Ax, space) + _size(products[:, 1] - Ay, space)
+    if apart > tolerance * norm:
+        _fail("consistent over columns", "|(A[x y]) - [Ax Ay]|", apart / norm, tolerance)
+    defect = _size(A @ (2 * x + 3 * y) - 2 * Ax - 3 * Ay, space)
+    if defect > 10 * tolerance * norm:
+        _fail("linear", "|A(2x + 3y) - 2Ax - 3Ay|", defect / norm, 10 * tolerance)
+    left, right = _inner(y, Ax, space), _inner(Ay, x, space)
+    if abs(left - right) > tolerance * norm:
+        _fail(
+            "Hermitian",
+            f"<y, Ax> = {left:.6g} but <Ay, x> = {right:.6g}: difference",
+            abs(left - right) / norm,
+            tolerance,
+        )
+
+
+def _fail(what: str, measured: str, value: float, tolerance: float) -> None:
+    msg = f"operator is not {what}: {measured} is {value:.3g} of |A||x|, tolerance {tolerance:.3g}."
+    raise ValueError(msg)
+
+
+def _check_kind(product: Array, x: Array, space: VectorSpace, shape: str) -> None:
+    """Check shape, library, device, dtype and finiteness of one product."""
+    if tuple(getattr(product, "shape", ())) != tuple(x.shape):
+        msg = (
+            f"operator has the wrong shape: A @ x for x of shape {shape} = {tuple(x.shape)} has shape "
+            f"{tuple(getattr(product, 'shape', ()))}."
+        )
+        raise ValueError(msg)
+    if product.dtype != space.dtype:
+        msg = (
+            f"operator has the wrong dtype: A @ x is {dtype_name(product.dtype)}, its space says "
+            f"{dtype_name(space.dtype)}."
+        )
+        raise ValueError(msg)
+    here = VectorSpace.like(product)
+    if here.backend is not space.backend or here.device != space.device:
+        msg = (
+            f"operator has the wrong device: A @ x is on {here.device} ({here.backend.name}), its space "
+            f"says {space.device} ({space.backend.name})."
+        )
+        raise ValueError(msg)
+    if not bool(space.backend.xp.all(space.backend.xp.isfinite(product))):
+        msg = "operator is not finite: A @ x holds NaN or Inf for a random unit vector x."
+        raise ValueError(msg)
+
+
+def _inner(x: Array, y: Array, space: VectorSpace) -> complex:
+    x, y = (space.to_numpy(v).astype(np.complex128) for v in (x, y))
+    return complex(np.vdot(x, y))
+
+
+def _size(x: Array, space: VectorSpace) -> float:
+    return float(np.linalg.norm(space.to_numpy(x).astype(np.complex128)))
+
+
+def matrix_with_spectrum(eigenvalues: ArrayLike, *, seed: int = 0, like: Array = None) -> Array:
+    """Return a dense Hermitian matrix with given eigenvalues and random eigenvectors.
+
+    Parameters
+    ----------
+    eigenvalues : array_like of shape (n,)
+    seed : int
+        Of the eigenvectors (Haar distributed).
+    like : array, optional
+        Library, device and dtype of the result; by default NumPy float64. Complex gives a complex
+        Hermitian matrix.
+
+    Examples
+    --------
+    >>> A = matrix_with_spectrum([1.0, 2.0, 4.0])
+    >>> np.linalg.eigvalsh(A).round(12)
+    array([1., 2., 4.])
+    """
+    values = np.asarray(eigenvalues, dtype=np.float64)
+    space = None if like is None else VectorSpace.like(like)
+    rng = np.random.default_rng(seed)
+    gaussian = rng.standard_normal((values.size, values.size))
+    if space is not None and space.is_complex:
+        gaussian = gaussian + 1j * rng.standard_normal((values.size, values.size))
+    Q, R = np.linalg.qr(gaussian)  # noqa: N806
+    Q = Q * (np.diagonal(R) / np.abs(np.diagonal(R)))  # noqa: N806
+    matrix = (Q * values) @ Q.conj().T
+    matrix = (matrix + matrix.conj().T) / 2
+    if space is None:
+        return matrix
+    return backend_of(like).from_numpy(matrix, space.dtype, space.device)
+
+
+def spiked_spectrum(
+    dimension: int = 2000, num_outliers: int = 20, *, bulk_width: float = 1e-3, seed: int = 0
+) -> np.ndarray:
+    """Return eigenvalues like a trained network's Hessian: a narrow bulk at zero and outliers.
+
+    Parameters
+    ----------
+    dimension, num_outliers : int
+    bulk_width : float
+        Standard deviation of the normally distributed bulk.
+    seed : int
+
+    Returns
+    -------
+    ndarray of shape (dimension,)
+        Ascending; the outliers are spaced geometrically from 0.1 to 50.
+    """
+    bulk = bulk_width * np.random.default_rng(seed).standard_normal(dimension - num_outliers)
+    return np.sort(np.concatenate([bulk, np.geomspace(0.1, 50, num_outliers)]))
