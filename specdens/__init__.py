@@ -5,8 +5,9 @@ from specdens.algebra import low_rank, on_backend, project_out, restrict, shift,
 from specdens.backends import Backend, backend_of
 from specdens.checkpoint import Checkpoint, checkpoint_every
 from specdens.driver import Progress, RunState
+from specdens.estimate import Estimate
 from specdens.estimators import lanczos, slq
-from specdens.measure import Estimate, SpectralMeasure, load
+from specdens.measure import SpectralMeasure, load
 from specdens.operators import Arithmetic, FunctionOperator, aslinearoperator
 from specdens.probes import ProbeSampler, from_vectors, rademacher, sphere
 from specdens.sharpening import Outliers

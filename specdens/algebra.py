@@ -118,7 +118,8 @@ class _Projected(Arithmetic):
 def project_out(A: Any, Q: Array) -> LinearOperator:  # noqa: N803
     """Return ``(I - P) A (I - P)``, with P the orthogonal projector onto the columns of `Q`.
 
-    The columns' span becomes part of the null space: eigenvalues of A that belong to them turn to zero.
+    The columns' span becomes part of the null space: eigenvalues of A that belong to them turn to
+    zero.
 
     Parameters
     ----------
@@ -210,9 +211,8 @@ def restrict(A: Any, indices: ArrayLike | slice) -> LinearOperator:  # noqa: N80
     places[chosen] = np.arange(len(chosen))
     backend = space.backend
     integer = backend.dtype("int64" if backend.has_dtype("int64", space.device) else "int32")
-    moved = (backend.from_numpy(part, integer, space.device) for part in (chosen, places))
-    part = VectorSpace(len(chosen), space.dtype, space.device, backend)
-    return _Restricted(A, *moved, part)
+    rows, where = (backend.from_numpy(a, integer, space.device) for a in (chosen, places))
+    return _Restricted(A, rows, where, VectorSpace(len(chosen), space.dtype, space.device, backend))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -241,7 +241,8 @@ def on_backend(A: Any, backend: str, device: Device = None) -> LinearOperator:  
     backend : str
         ``"numpy"``, ``"cupy"``, ``"torch"``, ``"jax"`` or ``"strict"``.
     device : device of that library, optional
-        By default the operator's own if the library can address it, otherwise the library's default.
+        By default the operator's own if the library can address it, otherwise the library's
+        default.
 
     Raises
     ------
@@ -298,6 +299,8 @@ class _SciPyOperator(scipy.sparse.linalg.LinearOperator):
 
     def _matmat(self, x: np.ndarray) -> np.ndarray:
         space = self.operator.space
+        if np.iscomplexobj(x) and not space.is_complex:
+            return self._matmat(x.real) + 1j * self._matmat(x.imag)
         return space.to_numpy(multiply(self.operator, space.from_numpy(x)))
 
     def _matvec(self, x: np.ndarray) -> np.ndarray:
@@ -308,7 +311,8 @@ class _SciPyOperator(scipy.sparse.linalg.LinearOperator):
 
 
 def to_scipy(A: Any) -> scipy.sparse.linalg.LinearOperator:  # noqa: N803
-    """Return a ``scipy.sparse.linalg.LinearOperator`` of the same products, with vectors on the host.
+    """Return a ``scipy.sparse.linalg.LinearOperator`` of the same products, with vectors on the
+    host.
 
     Its dtype is the operator's own (half precision becomes float32), not float64.
 

@@ -2,17 +2,24 @@ r"""Certified bands on the distribution function of the eigenvalues. NumPy only.
 
 Two errors stand between a Gauss rule and the eigenvalues, and each has its own bound.
 
-*Quadrature.* For the measure :math:`\Psi_v(x) = \sum_{\lambda_i \le x} |u_i^* v|^2` of one probe, a Gauss rule with
-nodes :math:`\theta_1 < \dots < \theta_m` and weights w satisfies the Chebyshev-Markov-Stieltjes inequalities
+*Quadrature.* For the measure :math:`\Psi_v(x) = \sum_{\lambda_i \le x} |u_i^* v|^2` of one probe, a
+Gauss rule with nodes :math:`\theta_1 < \ldots < \theta_m` and weights w satisfies the
+Chebyshev-Markov-Stieltjes inequalities
 
-.. math:: \sum_{j:\, \theta_{j+1} \le x} w_j \;\le\; \Psi_v(x) \;\le\; w_1 + \sum_{j:\, \theta_j \le x} w_{j+1}
+.. math:: \sum_{j:\, \theta_{j+1} \le x} w_j \;\le\; \Psi_v(x)
+          \;\le\; w_1 + \sum_{j:\, \theta_j \le x} w_{j+1}
 
-(Golub and Meurant 2010, ch. 6; Chen, Trogdon, Ubaru 2021, arXiv 2105.06595). If the Krylov space was exhausted, the
-rule is the measure itself.
+(Golub and Meurant 2010, ch. 6; Chen, Trogdon, Ubaru 2021, arXiv 2105.06595). If the Krylov space
+was exhausted, the rule is the measure itself. Where Ritz pairs are resolved, their part of
+:math:`\Psi_v` is known, and the inequalities are needed for the rest only: its Gauss rule has
+all its nodes in the bulk. A Ritz vector with residual r at distance g from the next node is an
+eigenvector up to an angle r / g, so that its weight w is known to :math:`2 \sqrt{w}\, r / g`;
+the band is wider by the sum of these.
 
-*Probes.* For v uniform on the real sphere :math:`\Psi_v(x)` has the law Beta(k/2, (n-k)/2), with k the number of
-eigenvalues up to x, whose deviations are sub-Gaussian with variance proxy :math:`1 / (2(n+2))` (Marchal and Arbel 2017,
-arXiv 1705.00048, theorem 1). Averaged over p probes, and with a union bound over the n jumps,
+*Probes.* For v uniform on the real sphere :math:`\Psi_v(x)` has the law Beta(k/2, (n-k)/2), with k
+the number of eigenvalues up to x, whose deviations are sub-Gaussian with variance proxy
+:math:`1 / (2(n+2))` (Marchal and Arbel 2017, arXiv 1705.00048, theorem 1). Averaged
+over p probes, and with a union bound over the n jumps,
 
 .. math:: r = \sqrt{\frac{\ln(2n/\eta)}{(n+2)\,p}}
 
@@ -24,7 +31,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from specdens.quadrature import KrylovRule
+from specdens.quadrature import KrylovRule, QuadratureRule, resolved_nodes
 
 
 def probe_radius(dimension: int, num_probes: int, confidence: float, freedoms: int = 1) -> float:
@@ -53,21 +60,48 @@ def distribution_band(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return lower and upper bounds (q,) on the fraction of eigenvalues up to each x (q,).
 
-    Points are moved by the rule's resolution in the safe direction, since nodes are known to rounding only.
+    Points are moved by the rule's resolution in the safe direction, since nodes are known to
+    rounding only.
     """
+    rest = rule.gauss if rule.bulk is None else rule.bulk
+    p = len(rule.blocks)
     lower, upper = np.zeros(x.shape), np.zeros(x.shape)
-    gauss = rule.gauss
-    p = gauss.nodes.shape[0]
-    for nodes, weights, residuals in zip(gauss.nodes, gauss.weights, gauss.residuals, strict=True):
-        used = np.isfinite(residuals)
-        nodes, weights = nodes[used], weights[used]
-        exhausted = bool((residuals[used] <= rule.resolution).all())
-        sums = np.concatenate([[0.0], np.cumsum(weights)])
-        above = np.searchsorted(nodes, x + rule.resolution, side="right")  # nodes up to x
-        below = np.searchsorted(nodes, x - rule.resolution, side="right")
-        slack = 0 if exhausted else 1
-        upper += sums[np.minimum(above + slack, len(nodes))] / p
-        lower += sums[np.maximum(below - slack, 0)] / p
+    for i in range(p):
+        bounds = _quadrature_bounds(rest, i, x, rule.resolution)
+        if rule.bulk is not None:
+            bounds += _resolved_bounds(rule, i, x)
+        lower += bounds[0] / p
+        upper += bounds[1] / p
     r = probe_radius(dimension, p, confidence, freedoms)
     # The distribution function itself lies in [0, 1], so cutting the band there loses nothing.
     return np.clip(lower - r, 0, 1), np.clip(upper + r, 0, 1)
+
+
+def _quadrature_bounds(
+    rule: QuadratureRule, i: int, x: np.ndarray, resolution: float
+) -> np.ndarray:
+    """Return the Chebyshev-Markov-Stieltjes bounds (2, q) of one row's Gauss rule."""
+    used = np.isfinite(rule.residuals[i]) & (rule.weights[i] > 0)
+    nodes, weights, residuals = rule.nodes[i, used], rule.weights[i, used], rule.residuals[i, used]
+    slack = 0 if (residuals <= resolution).all() else 1
+    sums = np.concatenate([[0.0], np.cumsum(weights)])
+    above = np.searchsorted(nodes, x + resolution, side="right")
+    below = np.searchsorted(nodes, x - resolution, side="right")
+    return np.stack(
+        [sums[np.maximum(below - slack, 0)], sums[np.minimum(above + slack, len(nodes))]]
+    )
+
+
+def _resolved_bounds(rule: KrylovRule, i: int, x: np.ndarray) -> np.ndarray:
+    """Return bounds (2, q) on what the resolved eigenvalues contribute to row i."""
+    used = np.isfinite(rule.shared.residuals[i])
+    nodes, residuals = rule.shared.nodes[i, used], rule.shared.residuals[i, used]
+    exact = resolved_nodes(nodes, residuals, rule.resolution)
+    gaps = np.diff(nodes, prepend=-np.inf, append=np.inf)
+    error = np.maximum(residuals, rule.resolution)[exact]
+    weights = rule.shared.weights[i, used][exact]
+    doubt = 2 * np.sum(np.sqrt(weights) * error / np.minimum(gaps[:-1], gaps[1:])[exact])
+    sums = np.concatenate([[0.0], np.cumsum(weights)])
+    below = np.searchsorted(nodes[exact] + error, x, side="right")
+    above = np.searchsorted(nodes[exact] - error, x, side="right")
+    return np.stack([sums[below] - doubt, sums[above] + doubt])

@@ -28,9 +28,9 @@ class Checkpoint:
     path : str or Path
         The ``.npz`` file.
     vectors : bool
-        Also keep the Lanczos vectors of the block in progress, so that a resumed run loses no more than
-        `every` products. Their size: two vectors per probe, and all of them with reorthogonalization.
-        False keeps finished blocks only: kilobytes.
+        Also keep the Lanczos vectors of the block in progress, so that a resumed run loses no more
+        than `every` products. Their size: two vectors per probe, and all of them with
+        reorthogonalization. False keeps finished blocks only: kilobytes.
     every : int
         With `vectors`, save after this many products.
 
@@ -72,7 +72,7 @@ class Checkpoint:
 
 
 def checkpoint_every(path: str | Path, every: int = 1, *, vectors: bool = True) -> Checkpoint:
-    """Return a `Checkpoint` that saves after every so many products, by default with the vectors."""
+    """Return a `Checkpoint` that saves after so many products, by default with the vectors."""
     return Checkpoint(path, vectors=vectors, every=every)
 
 

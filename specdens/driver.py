@@ -1,4 +1,4 @@
-"""One loop for every method: blocks of probes, progress, callbacks, and a state that can be resumed."""
+"""One loop for every method: blocks of probes, progress, callbacks, and a resumable state."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Method(Protocol[S]):
 
 @dataclass(frozen=True)
 class RunState(Generic[S]):
-    """All that a run needs to go on. Immutable, so an interrupted step leaves the last state intact."""
+    """All that a run needs to go on. Immutable: an interrupted step leaves the last one intact."""
 
     rules: tuple[KrylovRule, ...] = ()  # of the finished blocks of probes
     next_probe: int = 0
@@ -93,10 +93,10 @@ def run(
     progress: bool | None = None,
 ) -> KrylovRule:
     """Run all probes and return their rules, one row per probe, in the order of the probes."""
-    state = RunState() if state is None else state
+    start = RunState() if state is None else state
     total = -(-num_probes // block_size) * method.num_steps
-    finished = -(-state.next_probe // block_size) * method.num_steps
-    done = finished
+    finished = -(-start.next_probe // block_size) * method.num_steps
+    done, state = finished, start
     with _bar(total, done, progress) as bar:
         for state in iterate(
             method,
@@ -105,7 +105,7 @@ def run(
             seed=seed,
             block_size=block_size,
             probes=probes,
-            state=state,
+            state=start,
         ):
             if state.current is None:  # a block is finished, perhaps early
                 finished += method.num_steps

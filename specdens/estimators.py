@@ -40,10 +40,12 @@ def slq(
 ) -> SpectralMeasure:
     r"""Estimate the spectral density of a Hermitian operator by stochastic Lanczos quadrature.
 
-    From each random probe :math:`v_i`, `num_steps` Lanczos steps give a Jacobi matrix whose eigenvalues
-    :math:`\theta_{ij}` and squared first eigenvector components :math:`w_{ij}` are the Gauss rule of the
-    measure that :math:`v_i` sees. Their average approximates the distribution of the eigenvalues.
-    Eigenvalues that Lanczos has resolved one by one get their exact mass (`specdens.sharpening`).
+    From each random probe :math:`v_i`, `num_steps` Lanczos steps give a Jacobi matrix whose
+    eigenvalues :math:`\theta_{ij}` and squared first eigenvector components :math:`w_{ij}` are the
+    Gauss rule of the measure that :math:`v_i` sees. Their average approximates the
+    distribution of the eigenvalues. Probes of a block share their Krylov spaces
+    (`specdens.methods.block`), and eigenvalues that are resolved one by one get their exact mass
+    (`specdens.sharpening`).
 
     Parameters
     ----------
@@ -52,11 +54,12 @@ def slq(
     num_probes : int
         Independent probes p. The standard error of every estimate falls as ``p ** -0.5``.
     num_steps : int, optional
-        Lanczos steps m per probe, at most n; by default 80, or n if that is less. Moments up to degree
-        ``2 * m - 1`` of each probe are exact; features narrower than about (range of the bulk) / m are
-        not resolved.
+        Lanczos steps m per probe, at most n; by default 80, or n if that is less. Moments up to
+        degree ``2 * m - 1`` of each probe are exact; features narrower than about (range of the
+        bulk) / m are not resolved.
     seed : int
-        With the index of a probe it determines the probe, on every library, whatever `block_size` is.
+        With the index of a probe it determines the probe, on every library, whatever `block_size`
+        is.
     block_size : int, optional
         Probes advanced together, as columns of one product. Changes memory and speed, not the
         estimator. None takes as many as `memory_budget` allows.
@@ -72,34 +75,34 @@ def slq(
     progress : bool, optional
         Show a progress bar. None shows it on a terminal or in a notebook when a run is long.
     checkpoint : path or Checkpoint, optional
-        File to save the run to as it goes; a path alone keeps finished blocks of probes (kilobytes), and
-        limits a block to a fifth of the probes unless `block_size` is given.
+        File to save the run to as it goes; a path alone keeps finished blocks of probes
+        (kilobytes), and limits a block to a fifth of the probes unless `block_size` is given.
     resume : path or RunState, optional
-        An interrupted run of the same operator and settings to continue, to the same bits. May be the
-        same file as `checkpoint`; then a missing file means a fresh start.
+        An interrupted run of the same operator and settings to continue, to the same bits. May be
+        the same file as `checkpoint`; then a missing file means a fresh start.
     callback : callable, optional
         Called after every product with a `Progress`.
 
     Returns
     -------
     SpectralMeasure
-        Nodes and weights of shape ``(num_probes, num_steps)``, in the unit of the eigenvalues, on the host
-        in float64.
+        Nodes and weights of shape ``(num_probes, num_steps)``, in the unit of the eigenvalues, on
+        the host in float64.
 
     Raises
     ------
     ValueError
-        If a count is below 1, `num_steps` exceeds n, a product is not finite, or the file to resume is
-        damaged or of another run.
+        If a count is below 1, `num_steps` exceeds n, a product is not finite, or the file to resume
+        is damaged or of another run.
     TypeError
         If `A` is not an operator or a count is not an integer.
 
     Notes
     -----
-    Cost: ``num_steps * ceil(num_probes / block_size)`` products with ``(n, block_size)`` arrays. Memory: four
-    vectors per probe of a block, or ``num_steps`` more with `reorthogonalize`. Three errors add: probes
-    (``stderr``), steps (compare with twice `num_steps`) and smoothing (compare widths);
-    `SpectralMeasure.cdf_band` bounds the first two together.
+    Cost: ``num_steps * ceil(num_probes / block_size)`` products with ``(n, block_size)`` arrays.
+    Memory: four vectors per probe of a block, or ``num_steps`` more with `reorthogonalize`. Three
+    errors add: probes (``stderr``), steps (compare with twice `num_steps`) and smoothing (compare
+    widths); `SpectralMeasure.cdf_band` bounds the first two together.
 
     References
     ----------
@@ -149,24 +152,26 @@ def lanczos(
 ) -> SpectralMeasure:
     r"""Return the spectral measure that one vector sees (also: local density of states).
 
-    For a unit vector v it is :math:`\sum_i |u_i^* v|^2 \delta_{\lambda_i}`, here replaced by its Gauss rule
-    of m nodes: with v a gradient, say where in the spectrum of the Hessian the gradient lies.
+    For a unit vector v it is :math:`\sum_i |u_i^* v|^2 \delta_{\lambda_i}`, here replaced by its
+    Gauss rule of m nodes: with v a gradient, say where in the spectrum of the Hessian the gradient
+    lies.
 
     Parameters
     ----------
     A : LinearOperator or array-like of shape (n, n)
         Real symmetric or complex Hermitian; wrapped by `aslinearoperator`.
     start : array of shape (n,), optional
-        The vector, of any norm above 0, on the host or on the operator's device. None draws a random
-        one from `seed`.
+        The vector, of any norm above 0, on the host or on the operator's device. None draws a
+        random one from `seed`.
     num_steps, seed, reorthogonalize, memory_budget, progress, checkpoint, resume, callback
         As in `slq`.
 
     Returns
     -------
     SpectralMeasure
-        One row. `SpectralMeasure.outliers` holds the converged Ritz values with their residuals; no weight is
-        changed, since the weights are what the vector sees. The norm of `start` is not part of it.
+        One row. `SpectralMeasure.outliers` holds the converged Ritz values with their residuals; no
+        weight is changed, since the weights are what the vector sees. The norm of `start` is not
+        part of it.
 
     Raises
     ------
@@ -263,7 +268,7 @@ def _lanczos_method(
     num_probes: int,
     memory_budget: int,
 ) -> Lanczos | BlockLanczos:
-    """Choose whether to keep the basis: by the bytes of all probes together, so not by the block."""
+    """Choose whether to keep the basis: by the bytes of all probes, not by the block."""
     kept = BlockLanczos(num_steps)
     if reorthogonalize is None:
         reorthogonalize = kept.memory(A.space) * num_probes <= memory_budget
@@ -302,7 +307,11 @@ def _steps(num_steps: int | None, dimension: int) -> int:
 
 
 def _seed(seed: int) -> int:
-    value = operator.index(seed)
+    try:
+        value = operator.index(seed)
+    except TypeError as error:
+        msg = f"seed={seed!r} must be an integer."
+        raise TypeError(msg) from error
     if not 0 <= value < 2**64:
         msg = f"seed={value} must lie in [0, 2**64)."
         raise ValueError(msg)

@@ -1,6 +1,7 @@
 """The result of every estimator: a measure that stands for the eigenvalues, with its uncertainty.
 
-NumPy only. Density, distribution function, counts, moments, traces, files and plots exist once, here.
+NumPy only. Density, distribution function, counts, moments, traces, files and plots exist once,
+here.
 """
 
 from __future__ import annotations
@@ -8,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from specdens.bands import distribution_band
+from specdens.estimate import Estimate, over_probes
 from specdens.quadrature import KrylovRule
 from specdens.sharpening import Outliers, resolved, sharpen
 from specdens.smoothing import Chebyshev, Gaussian, Lorentzian, Smoothing, jackson
@@ -23,25 +25,11 @@ _FORMAT = 1
 _SMOOTHINGS = {kind.__name__: kind for kind in (Gaussian, Lorentzian, Chebyshev)}
 
 
-class Estimate(NamedTuple):
-    """A number, or an array of numbers, and its standard error over the probes.
-
-    The standard error measures the randomness of the probes, not the finite number of steps or the
-    smoothing; it is nan with a single probe and 0 where nothing was estimated.
-    """
-
-    value: np.ndarray
-    stderr: np.ndarray
-
-    def __str__(self) -> str:
-        if np.ndim(self.value):
-            return f"Estimate(value={self.value}, stderr={self.stderr})"
-        return f"{float(self.value):.6g} ± {float(self.stderr):.2g}"
-
-
 @dataclass(frozen=True, eq=False, repr=False)
 class SpectralMeasure:
-    r"""A probability measure that stands for the eigenvalues, :math:`\frac1p \sum_{ij} w_{ij} \delta_{\theta_{ij}}`.
+    r"""A probability measure that stands for the eigenvalues.
+
+    It is :math:`\frac1p \sum_{ij} w_{ij} \delta_{\theta_{ij}}` for nodes and weights of p probes.
 
     Estimators return it. To build one by hand, pass nodes, weights and the dimension.
 
@@ -54,10 +42,11 @@ class SpectralMeasure:
     dimension : int
         n: turns averages over eigenvalues into traces and counts.
     smoothing : Smoothing, optional
-        How `pdf` and `cdf` broaden the nodes unless told otherwise. By default a `Gaussian` as wide as
-        the range of the nodes that are not outliers, divided by the number of Lanczos steps.
+        How `pdf` and `cdf` broaden the nodes unless told otherwise. By default a `Gaussian` as wide
+        as the range of the nodes that are not outliers, divided by the number of Lanczos steps.
     outliers : Outliers
-        Eigenvalues that were resolved one by one; in `nodes` and `weights` they have their exact mass.
+        Eigenvalues that were resolved one by one; in `nodes` and `weights` they have their exact
+        mass.
     rule : KrylovRule, optional
         The rule as it was computed, before outliers were given their exact mass.
     provenance : mapping
@@ -87,7 +76,7 @@ class SpectralMeasure:
         nodes = np.atleast_2d(np.asarray(self.nodes, dtype=np.float64))
         weights = np.atleast_2d(np.asarray(self.weights, dtype=np.float64))
         if nodes.shape != weights.shape or nodes.ndim != 2 or nodes.size == 0:
-            msg = f"nodes have shape {nodes.shape}, weights {weights.shape}; expected the same (p, m)."
+            msg = f"nodes have shape {nodes.shape}, weights {weights.shape}; expected the same."
             raise ValueError(msg)
         if not (np.isfinite(nodes).all() and np.isfinite(weights).all()):
             msg = "nodes and weights must be finite."
@@ -180,7 +169,7 @@ class SpectralMeasure:
         return self.trace(lambda x: ((x >= low) & (x <= high)).astype(np.float64))
 
     def pdf(self, x: ArrayLike, smoothing: Smoothing | None = None) -> Estimate:
-        """Return the density at `x`, in 1 / eigenvalue units. It integrates to 1; nothing is renormalized."""
+        """Return the density at `x`, in 1 / eigenvalue units; it integrates to 1 as it is."""
         return self._smoothed((smoothing or self.smoothing).density, x)
 
     def cdf(self, x: ArrayLike, smoothing: Smoothing | None = None) -> Estimate:
@@ -209,8 +198,8 @@ class SpectralMeasure:
         x : array_like
             Natural logarithms.
         width : float, optional
-            Standard deviation of the Gaussian kernel in u. By default the range of the nodes' logarithms
-            divided by the number of nodes per probe.
+            Standard deviation of the Gaussian kernel in u. By default the range of the nodes'
+            logarithms divided by the number of nodes per probe.
         """
         zero = self.rule.resolution if self.rule is not None else 0.0
         shown = (np.abs(self.nodes) > zero) & (self.weights != 0)
@@ -220,16 +209,17 @@ class SpectralMeasure:
             nodes=np.where(shown, logs, logs[shown].mean() if shown.any() else 0.0),
             weights=np.where(shown, self.weights, 0.0),
             outliers=Outliers.none(),
-            smoothing=None if width is None else Gaussian(width),
+            smoothing=None if width is None else Gaussian(width),  # type: ignore[arg-type]
         )
         return logarithmic.pdf(x)
 
     def cdf_band(self, x: ArrayLike, confidence: float = 0.95) -> tuple[np.ndarray, np.ndarray]:
-        """Return bounds on the distribution function of the eigenvalues that hold at all `x` together.
+        """Return bounds on the distribution function of the eigenvalues that hold at all `x`
+        together.
 
-        See `specdens.bands` for the inequalities and their sources. The bounds are certified in exact
-        arithmetic: the true number of eigenvalues up to x, divided by n, lies between them for all x
-        with probability `confidence` at least.
+        See `specdens.bands` for the inequalities and their sources. The bounds are certified in
+        exact arithmetic: the true number of eigenvalues up to x, divided by n, lies between them
+        for all x with probability `confidence` at least.
 
         Parameters
         ----------
@@ -251,8 +241,8 @@ class SpectralMeasure:
             raise ValueError(msg)
         if self.rule is None or self.provenance.get("probes") != "sphere":
             msg = (
-                f"probes={self.provenance.get('probes')!r}: the band holds for a Gauss rule of sphere "
-                "probes only; use slq(..., probes=sphere)."
+                f"probes={self.provenance.get('probes')!r}: the band holds for a Gauss rule of "
+                "sphere probes only; use slq(..., probes=sphere)."
             )
             raise ValueError(msg)
         freedoms = 2 if self.provenance["complex"] else 1
@@ -261,7 +251,7 @@ class SpectralMeasure:
         )
 
     def quantile(self, q: ArrayLike) -> np.ndarray:
-        """Return the smallest node below which a fraction `q` of the eigenvalues lies, without smoothing."""
+        """Return the smallest node up to which a fraction `q` of eigenvalues lies, unsmoothed."""
         q = np.asarray(q, dtype=np.float64)
         if not ((q >= 0) & (q <= 1)).all():
             msg = f"q={q} must lie in [0, 1]."
@@ -278,7 +268,8 @@ class SpectralMeasure:
         return nodes[order], np.cumsum(weights[order])
 
     def distance(self, other: SpectralMeasure | ArrayLike) -> float:
-        r"""Return the Wasserstein-1 distance :math:`\int |F - G|` to another measure, without smoothing.
+        r"""Return the Wasserstein-1 distance :math:`\int |F - G|` to another measure, without
+        smoothing.
 
         Parameters
         ----------
@@ -312,8 +303,8 @@ class SpectralMeasure:
         Raises
         ------
         ValueError
-            If the dimensions or kinds of probes differ, or the seeds agree: the same probes twice would
-            claim a smaller error than there is.
+            If the dimensions or kinds of probes differ, or the seeds agree: the same probes twice
+            would claim a smaller error than there is.
         """
         if self.rule is None or other.rule is None:
             msg = "extend needs two measures from an estimator; one of them has no rule."
@@ -392,18 +383,11 @@ def load(path: str | Path) -> SpectralMeasure:
     )
 
 
-def over_probes(samples: np.ndarray) -> Estimate:
-    """Return mean and standard error over the first axis (p, ...)."""
-    p = samples.shape[0]
-    spread = samples.std(axis=0, ddof=1) if p > 1 else np.full(samples.shape[1:], np.nan)
-    return Estimate(samples.mean(axis=0), spread / np.sqrt(p))
-
-
 def _describe_smoothing(smoothing: Smoothing) -> tuple[str, dict[str, Any]]:
     name = type(smoothing).__name__
     parameters = dict(vars(smoothing))
     if name not in _SMOOTHINGS or parameters.pop("damping", jackson) is not jackson:
-        msg = f"smoothing={smoothing!r} is not one of specdens' own and cannot be saved; replace it first."
+        msg = f"smoothing={smoothing!r} is not specdens' own and cannot be saved; replace it first."
         raise ValueError(msg)
     return name, parameters
 

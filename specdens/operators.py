@@ -1,7 +1,7 @@
 """Operators from matrices, functions and other libraries' objects, and their sums and multiples.
 
-Everything that specdens itself makes inherits `Arithmetic`, so that sums, differences and multiples of
-operators are operators again.
+Everything that specdens itself makes inherits `Arithmetic`, so that sums, differences and multiples
+of operators are operators again.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from specdens.spaces import LinearOperator, VectorSpace
 
 
 class Arithmetic:
-    """Makes ``A + B``, ``A - B``, ``2.0 * A``, ``A / 2.0`` and ``-A`` operators again, where inherited."""
+    """Makes ``A + B``, ``A - B``, ``2.0 * A``, ``A / 2.0`` and ``-A`` operators again."""
 
     __array_ufunc__ = None  # let numpy.float64(2.0) * A reach __rmul__
     __array_priority__ = 1000
@@ -54,8 +54,8 @@ def _combine(left: Any, left_factor: float, right: Any, right_factor: float) -> 
 
 
 def real_scalar(value: Any, name: str) -> float:
-    """Return `value` as a float, or say that a Hermitian operator allows real finite numbers only."""
-    if isinstance(value, bool) or not np.isscalar(value) and np.ndim(value) != 0:
+    """Return `value` as a float, or say that it would not leave the operator Hermitian."""
+    if isinstance(value, bool | str) or (not np.isscalar(value) and np.ndim(value) != 0):
         msg = f"{name}={value!r} must be a real number; use ``A @ x`` to multiply a vector."
         raise TypeError(msg)
     number = complex(cast("Any", value))
@@ -74,7 +74,7 @@ class LinearCombination(Arithmetic):
 
     @classmethod
     def of(cls, terms: list[tuple[float, LinearOperator]], shift: float = 0.0) -> LinearCombination:
-        """Build the combination with nested combinations flattened, and check that the spaces agree."""
+        """Build the combination, nested ones flattened, and check that the spaces agree."""
         flat: list[tuple[float, LinearOperator]] = []
         for factor, operator in terms:
             if isinstance(operator, LinearCombination):
@@ -134,8 +134,8 @@ class FunctionOperator(Arithmetic):
     space : VectorSpace
         The vectors; ``VectorSpace.like(example_vector)`` makes it.
     blocks : bool, optional
-        Whether `function` multiplies all columns of an ``(n, k)`` array at once. None finds out: the
-        first block is compared with the product of its first column (one product of one column
+        Whether `function` multiplies all columns of an ``(n, k)`` array at once. None finds out:
+        the first block is compared with the product of its first column (one product of one column
         more), and functions that only know ``(n,)`` are then called column by column.
 
     Raises
@@ -170,7 +170,7 @@ class FunctionOperator(Arithmetic):
         if x.ndim == 1:
             return self.function(x)
         takes_blocks = self._found.get("blocks") if self.blocks is None else self.blocks
-        if takes_blocks is None:
+        if takes_blocks is None and x.shape[1] > 1:  # one column cannot tell blocks from vectors
             return self._find_out(x)
         return self.function(x) if takes_blocks else self._columns(x)
 
@@ -235,8 +235,8 @@ def aslinearoperator(A: Any) -> LinearOperator:  # noqa: N803 (the field's name 
     shape = getattr(A, "shape", None)
     if shape is None:
         msg = (
-            f"operator has type {type(A).__qualname__}; expected an object with .space and @, a square "
-            "array, a sparse matrix, or something with .shape and @ or matvec."
+            f"operator has type {type(A).__qualname__}; expected an object with .space and @, a "
+            "square array, a sparse matrix, or something with .shape and @ or matvec."
         )
         raise TypeError(msg)
     if len(shape) != 2 or shape[0] != shape[1]:
@@ -296,7 +296,8 @@ def _from_dense(matrix: Any) -> LinearOperator | None:
     if matrix.dtype != space.dtype:
         matrix = xp.astype(matrix, space.dtype)
     largest, asymmetry = _asymmetry(matrix, xp)
-    # Matrices from automatic differentiation are symmetric to a few roundings only, so allow eps ** 0.5.
+    # Matrices from automatic differentiation are symmetric to a few roundings only, so allow eps **
+    # 0.5.
     if asymmetry > space.precision**0.5 * largest:  # false for NaN: the first product reports it
         msg = (
             f"operator is not Hermitian: max |A - A^H| = {asymmetry:.3g} against max |A| = "
@@ -328,6 +329,9 @@ def _from_duck(matrix: Any) -> LinearOperator | None:
         blocks: bool | None = True
     elif callable(matvec):
         function, blocks = matvec, False
+    elif callable(matmat):
+        function = lambda x: matmat(x[:, None])[:, 0] if x.ndim == 1 else matmat(x)  # noqa: E731
+        blocks = True
     elif hasattr(type(matrix), "__matmul__"):
         function, blocks = (lambda x: matrix @ x), None
     else:
@@ -336,7 +340,7 @@ def _from_duck(matrix: Any) -> LinearOperator | None:
 
 
 def _duck_space(matrix: Any) -> VectorSpace:
-    """Make a space from ``.dtype``, ``.device`` and the module; NumPy float64 if there is no dtype."""
+    """Make a space from ``.dtype``, ``.device`` and the module; without them NumPy float64."""
     dtype = getattr(matrix, "dtype", None)
     n = matrix.shape[0]
     if str(dtype).startswith("torch."):

@@ -20,13 +20,15 @@ def plot_density(
     log: bool = True,
     smoothing: Smoothing | None = None,
     num_points: int = 2000,
-    label: str | None = None,
+    label: str = "density",
     color: str = _BULK,
 ) -> Any:
-    """Draw the density of the bulk as a curve, with its standard error, and outliers as stems.
+    """Draw the smoothed density as a curve with its standard error, and isolated eigenvalues as
+    stems.
 
-    Stems stand at the outliers, as high as their mass k/n: on a logarithmic axis one eigenvalue of
-    many millions is visible beside the bulk.
+    Resolved eigenvalues that stand at least six smoothing widths from any other node are stems, as
+    high as their mass k/n: on a logarithmic axis one eigenvalue of many millions is visible beside
+    the bulk. All other mass is in the curve.
 
     Parameters
     ----------
@@ -38,8 +40,9 @@ def plot_density(
     smoothing : Smoothing, optional
         By default the measure's.
     num_points : int
-        Of the curve; half of them are spread over the bulk.
-    label, color : str, optional
+        Of the curve.
+    label, color : str
+        Of the curve.
 
     Returns
     -------
@@ -47,32 +50,42 @@ def plot_density(
     """
     ax = _axes(ax)
     smoothing = smoothing or measure.smoothing
+    isolated = isolated_outliers(measure, smoothing)
+    stems = measure.outliers.eigenvalues[isolated]
+    heights = np.nan_to_num(measure.outliers.multiplicities[isolated], nan=1.0) / measure.dimension
     x = grid(measure, num_points)
-    bulk = np.where(measure.is_bulk, measure.weights, 0.0)
-    rows = [smoothing.density(x, t) @ w for t, w in zip(measure.nodes, bulk, strict=True)]
+    curve = np.where(np.isin(measure.nodes, stems), 0.0, measure.weights)
+    rows = [smoothing.density(x, t) @ w for t, w in zip(measure.nodes, curve, strict=True)]
     mean = np.mean(rows, axis=0)
-    ax.plot(x, mean, color=color, lw=1.4, label=label or "bulk", zorder=3)
+    ax.plot(x, mean, color=color, lw=1.3, label=label, zorder=3)
     if measure.num_probes > 1:
         error = np.std(rows, axis=0, ddof=1) / measure.num_probes**0.5
         low = np.maximum(mean - error, 1e-3 * mean if log else -np.inf)
         ax.fill_between(x, low, mean + error, color=color, alpha=0.25, lw=0)
-    outliers = measure.outliers
-    heights = np.nan_to_num(outliers.multiplicities, nan=1.0) / measure.dimension
-    floor = min(0.3 / measure.dimension, 1e-9 * mean.max()) if log and not len(outliers) else 0.0
-    if len(outliers):
-        floor = 0.3 * heights.min() if log else 0.0
-        ax.vlines(outliers.eigenvalues, floor, heights, color=_OUTLIER, lw=1.2, zorder=4)
-        ax.plot(outliers.eigenvalues, heights, "o", color=_OUTLIER, ms=4, zorder=5,
-                label=f"{len(outliers)} outliers (mass per eigenvalue)")  # fmt: skip
+    mass = np.min(heights, initial=1 / measure.dimension)
+    if len(stems):
+        ax.vlines(stems, 0.2 * mass if log else 0.0, heights, color=_OUTLIER, lw=1.2, zorder=4)
+        ax.plot(stems, heights, "o", color=_OUTLIER, ms=4, zorder=5,
+                label=f"{len(stems)} isolated eigenvalues, mass 1/n")  # fmt: skip
     if log:
         ax.set_yscale("log")
-        ax.set_ylim(max(floor, 1e-12 * mean.max()), 3 * max(mean.max(), heights.max(initial=0)))
+        ax.set_ylim(0.2 * mass, 4 * max(mean.max(), heights.max(initial=0)))
     else:
         ax.set_ylim(bottom=0)
     ax.set_xlabel("eigenvalue")
     ax.set_ylabel("spectral density")
     ax.legend(frameon=False)
     return ax
+
+
+def isolated_outliers(measure: SpectralMeasure, smoothing: Smoothing | None = None) -> np.ndarray:
+    """Return a mask of the outliers that stand six smoothing widths or more from any other node."""
+    smoothing = smoothing or measure.smoothing
+    nodes = np.unique(measure.nodes[measure.weights != 0])
+    gaps = np.diff(nodes, prepend=-np.inf, append=np.inf)
+    places = np.searchsorted(nodes, measure.outliers.eigenvalues)
+    alone = np.minimum(gaps[:-1], gaps[1:]) >= 6 * smoothing.resolution
+    return alone[np.minimum(places, len(nodes) - 1)]
 
 
 def plot_cdf(
@@ -117,9 +130,9 @@ def plot_cdf(
 
 
 def grid(measure: SpectralMeasure, num_points: int = 2000) -> np.ndarray:
-    """Return points to draw at, ascending: half even over the support, half dense where the bulk is."""
+    """Return points to draw at, ascending: half evenly spaced, half dense where the bulk is."""
     low, high = measure.support
-    margin = 0.03 * (high - low) or 0.5
+    margin = 0.03 * (high - low) or 4 * measure.smoothing.resolution
     levels = np.linspace(0.001, 0.999, max(2, num_points // 4))
     nodes = np.unique(measure.nodes[measure.weights != 0])
     between = np.interp(np.linspace(0, 1, num_points // 4), np.linspace(0, 1, len(nodes)), nodes)

@@ -1,7 +1,7 @@
 """Probe vectors: where the randomness of every stochastic estimate comes from.
 
-Probe i is a pure function of ``(seed, i)``, drawn by a counter-based generator on the host and then moved:
-the same probes on every library, device and block size, and no generator state to save.
+Probe i is a pure function of ``(seed, i)``, drawn by a counter-based generator on the host and then
+moved: the same probes on every library, device and block size, and no generator state to save.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ def sphere(space: VectorSpace, seed: int, index: int) -> np.ndarray:
 
 
 def rademacher(space: VectorSpace, seed: int, index: int) -> np.ndarray:
-    """Return a vector of random signs, each 1 or -1 with probability one half (normalized when used).
+    """Return a vector of random signs, each 1 or -1 with probability one half (normalized when
+    used).
 
     Exact for the trace of a diagonal matrix; `SpectralMeasure.cdf_band` is not available with it.
     """
@@ -61,8 +62,8 @@ def from_vectors(vectors: Array) -> ProbeSampler:
     Raises
     ------
     ValueError
-        If `vectors` is not one- or two-dimensional; when drawn from, if it has another length than the
-        operator or too few columns.
+        If `vectors` is not one- or two-dimensional; when drawn from, if it has another length than
+        the operator or too few columns.
     """
     if getattr(vectors, "ndim", None) not in (1, 2):
         msg = f"vectors has shape {getattr(vectors, 'shape', None)}; expected (n,) or (n, p)."
@@ -71,7 +72,7 @@ def from_vectors(vectors: Array) -> ProbeSampler:
 
     def given(space: VectorSpace, seed: int, index: int) -> Array:
         if columns.shape[0] != space.dimension:
-            msg = f"vectors has length {columns.shape[0]}, the operator's dimension is {space.dimension}."
+            msg = f"vectors has length {columns.shape[0]}, the operator {space.dimension}."
             raise ValueError(msg)
         if index >= columns.shape[1]:
             msg = f"vectors has {columns.shape[1]} columns; pass num_probes <= {columns.shape[1]}."

@@ -8,6 +8,10 @@ from dataclasses import dataclass, fields
 import numpy as np
 import scipy.linalg
 
+#: A Ritz value is an eigenvalue if its residual is below this part of its distance to the next
+#: node.
+RESOLVED = 1e-3
+
 
 @dataclass(frozen=True, eq=False)
 class QuadratureRule:
@@ -28,7 +32,7 @@ class QuadratureRule:
         return cls(*(np.concatenate([getattr(r, f.name) for r in rules]) for f in fields(cls)))
 
     def padded(self, length: int) -> QuadratureRule:
-        """Return the rule with `length` nodes per row; new ones repeat the last and weigh nothing."""
+        """Return the rule with `length` nodes per row; new ones weigh nothing."""
         columns = ((0, 0), (0, length - self.nodes.shape[1]))
         return QuadratureRule(
             np.pad(self.nodes, columns, mode="edge"),
@@ -42,12 +46,13 @@ class KrylovRule:
     """What Lanczos knows of the measures of p probes.
 
     Probes that were advanced together with reorthogonalization share one Krylov space, the sum of
-    theirs. Its Ritz pairs serve all of them: `shared` integrates what each probe sees over many more nodes
-    than the probe's own Gauss rule, and as exactly at least.
+    theirs. Its Ritz pairs serve all of them: `shared` integrates what each probe sees over many
+    more nodes than the probe's own Gauss rule, and as exactly at least.
     """
 
     shared: QuadratureRule  # nodes are Ritz values of the block's common Krylov space
     gauss: QuadratureRule  # (p, m) the Gauss rule of every probe by itself
+    bulk: QuadratureRule | None  # (p, m) the same without what `resolved_nodes` of `shared` see
     blocks: np.ndarray  # (p,) integers: probes with the same number share a Krylov space
     sketches: np.ndarray  # (p, m, s) random projections of the Ritz vectors; s = 0 if not needed
     resolution: float  # a few roundings of the norm: nodes closer than this are one number
@@ -65,6 +70,9 @@ class KrylovRule:
         return cls(
             shared,
             QuadratureRule.concatenate([rule.gauss for rule in rules]),
+            QuadratureRule.concatenate([r.bulk for r in rules if r.bulk is not None])
+            if all(rule.bulk is not None for rule in rules)
+            else None,
             np.concatenate([r.blocks + first for r, first in zip(rules, counts, strict=False)]),
             np.concatenate(sketches),
             max(rule.resolution for rule in rules),
@@ -72,27 +80,47 @@ class KrylovRule:
 
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return everything as named arrays, for files."""
-        arrays = {f"{kind}_{f.name}": getattr(getattr(self, kind), f.name)
-                  for kind in ("shared", "gauss") for f in fields(QuadratureRule)}  # fmt: skip
-        return arrays | {
-            "blocks": self.blocks,
-            "sketches": self.sketches,
-            "resolution": np.array(self.resolution),
-        }
+        arrays = {"blocks": self.blocks, "sketches": self.sketches}
+        arrays["resolution"] = np.array(self.resolution)
+        for kind in ("shared", "gauss", "bulk"):
+            rule: QuadratureRule | None = getattr(self, kind)
+            if rule is not None:
+                arrays |= {f"{kind}_{f.name}": getattr(rule, f.name) for f in fields(rule)}
+        return arrays
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> KrylovRule:
         """Return the rule that `to_arrays` took apart."""
-        shared, gauss = (
-            QuadratureRule(*(arrays[f"{kind}_{f.name}"] for f in fields(QuadratureRule)))
-            for kind in ("shared", "gauss")
+        rules = {
+            kind: QuadratureRule(*(arrays[f"{kind}_{f.name}"] for f in fields(QuadratureRule)))
+            for kind in ("shared", "gauss", "bulk")
+            if f"{kind}_nodes" in arrays
+        }
+        return cls(
+            shared=rules["shared"],
+            gauss=rules["gauss"],
+            bulk=rules.get("bulk"),
+            blocks=arrays["blocks"],
+            sketches=arrays["sketches"],
+            resolution=float(arrays["resolution"]),
         )
-        return cls(shared, gauss, arrays["blocks"], arrays["sketches"], float(arrays["resolution"]))
 
 
 def rounding(precision: float, nodes: np.ndarray) -> float:
     """Return the distance below which two computed nodes are the same number."""
     return 16 * precision * float(np.abs(nodes).max())
+
+
+def resolved_nodes(nodes: np.ndarray, residuals: np.ndarray, resolution: float) -> np.ndarray:
+    """Tell which ascending Ritz values are eigenvalues beyond doubt, and their vectors
+    eigenvectors.
+
+    Residual and rounding must be below a thousandth of the distance to the next node, a test that
+    needs no scale.
+    """
+    gaps = np.diff(nodes, prepend=-np.inf, append=np.inf)
+    error = np.maximum(residuals, resolution)
+    return error <= RESOLVED * np.minimum(gaps[:-1], gaps[1:])
 
 
 def gauss_rule(alphas: np.ndarray, betas: np.ndarray) -> tuple[QuadratureRule, list[np.ndarray]]:
@@ -122,7 +150,8 @@ def gauss_rule(alphas: np.ndarray, betas: np.ndarray) -> tuple[QuadratureRule, l
 def jacobi_matrix(
     nodes: np.ndarray, amplitudes: np.ndarray, tails: np.ndarray, num_steps: int, floor: float
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Return the recurrence coefficients of one probe from the Ritz pairs of a space that holds its own.
+    """Return the recurrence coefficients of one probe from the Ritz pairs of a space that holds its
+    own.
 
     Lanczos on the host, with the diagonal matrix of Ritz values.
 

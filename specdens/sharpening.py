@@ -1,23 +1,28 @@
-r"""Resolved eigenvalues as atoms of known mass: the variance reduction of the default rule. NumPy only.
+r"""Resolved eigenvalues as atoms of known mass: variance reduction of a rule. NumPy only.
 
-The weight that a random probe gives to an eigenvector is 1/n on average, with a standard deviation of
-:math:`\sqrt 2 / n`; for an outlier far from the bulk this noise dominates every error of stochastic Lanczos
-quadrature. Where Lanczos has found an eigenvector its mass need not be estimated: it is 1/n
-(Bhattacharjee, Jayaram, Musco, Musco, Ray 2024, arXiv 2410.21690, for the idea). The rule here:
+The weight that a random probe gives to an eigenvector is 1/n on average, with a standard deviation
+of :math:`\sqrt 2 / n`; for an outlier far from the bulk this noise dominates every error of
+stochastic Lanczos quadrature. Where Lanczos has found an eigenvector its mass need not be
+estimated: it is 1/n (Bhattacharjee, Jayaram, Musco, Musco, Ray 2024, arXiv 2410.21690, for the
+idea). The rule here:
 
-1. Nodes closer than rounding are one number, so the ghosts of a recurrence without reorthogonalization are
-   counted together. So are nodes that are not resolved by themselves and nearer than their residuals.
-2. Such a cluster is *resolved* if its residuals are below `_RESOLVED` times its distance to the next node that
-   carries weight. The test is relative to the gap, not to the norm, and needs no scale.
-3. It is *found* if it is resolved in at least half of the blocks of probes, and every other block has a node
-   that can only be it (nearer than `_MATCHED` times that node's own gap).
-4. Its multiplicity k is how often it occurs among the Ritz values of a block. A block of b probes sees an
-   eigenspace in at most b directions, so k = b leaves k unknown. Single probes see one direction each; k is
-   then the rank of these directions, read off a fixed random projection to 64 numbers, and unknown if it
-   exceeds half the number of probes. In either case the average weight must agree (chi-squared test). A single
-   probe knows nothing of k; it is taken as 1 unless the weight contradicts that.
-5. Found eigenvalues of known multiplicity get mass k/n in every row, and the other weights of a row share the
-   rest in proportion. Others keep their weights, and the average times n estimates their multiplicity.
+1. Nodes closer than rounding are one number, so the ghosts of a recurrence without
+   reorthogonalization are counted together. So are nodes that are not resolved by themselves and
+   nearer than their residuals.
+2. Such a cluster is *resolved* if its residuals, and its width where that is more than rounding,
+   are below `RESOLVED` times its distance to the next node that carries weight; below rounding if
+   there is no other. The test is relative to the gap, not to the norm, and needs no scale.
+3. It is *found* if it is resolved in at least half of the blocks of probes, and every other block
+   has a node that can only be it (nearer than `_MATCHED` times that node's own gap).
+4. Its multiplicity k is how often it occurs among the Ritz values of a block. A block of b probes
+   sees an eigenspace in at most b directions, so k = b leaves k unknown. Single probes see one
+   direction each; k is then the rank of these directions, read off a fixed random projection to 64
+   numbers, and unknown if it exceeds half the number of probes. In either case the average weight
+   must agree (chi-squared test). A single probe knows nothing of k; it is taken as 1 unless the
+   weight contradicts that.
+5. Found eigenvalues of known multiplicity get mass k/n in every row, and the other weights of a row
+   share the rest in proportion. Others keep their weights, and the average times n estimates their
+   multiplicity.
 """
 
 from __future__ import annotations
@@ -25,11 +30,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import chi2
+from scipy.special import chdtr, chdtrc
 
-from specdens.quadrature import KrylovRule
+from specdens.quadrature import RESOLVED, KrylovRule
 
-_RESOLVED = 1e-3
 _MATCHED = 0.1
 _REJECTED = 1e-6
 _NEGLIGIBLE = 1e-10  # times 1/n: weights below it belong to ghosts that are still being born
@@ -48,7 +52,8 @@ class Outliers:
     multiplicities : ndarray of shape (q,)
         How often each is repeated; estimated where `stderr` is above 0.
     stderr : ndarray of shape (q,)
-        Standard error of the multiplicity over probes; 0 where it was determined, nan if unknowable.
+        Standard error of the multiplicity over probes; 0 where it was determined, nan if
+        unknowable.
     """
 
     eigenvalues: np.ndarray
@@ -74,11 +79,8 @@ class _Cluster:
     weights: np.ndarray  # (b,) together, as each probe of the block sees them
     residual: float
     gap: float  # distance to the next node that carries weight; inf if there is none
+    resolved: bool  # step 2
     direction: np.ndarray  # (s,) projection of the Ritz vector of a single probe, unit norm
-
-    @property
-    def resolved(self) -> bool:
-        return self.residual <= _RESOLVED * self.gap
 
 
 @dataclass(frozen=True)
@@ -116,7 +118,8 @@ def sharpen(
         atoms[np.concatenate(parts) if parts else []] = True
         rest = weights[np.ix_(rows, ~atoms)].sum(axis=1)
         if mass > 1 + 1e-12 or (mass < 1 - 1e-12 and rest.min() <= _NEGLIGIBLE / dimension):
-            # Some multiplicity must be wrong: nothing is left to carry the rest, or there is no rest.
+            # Some multiplicity must be wrong: nothing is left to carry the rest, or there is no
+            # rest.
             unknown = [_Found(item.best, item.clusters, None) for item in found]
             return rule.shared.nodes, rule.shared.weights, _summary(unknown, rule, dimension)
         factor = np.divide(1 - mass, rest, out=np.zeros_like(rest), where=rest > 0)
@@ -153,15 +156,20 @@ def _clusters(rule: KrylovRule, rows: np.ndarray, dimension: int) -> list[_Clust
         direction = rule.sketches[rows[0], heaviest]
         length = np.linalg.norm(direction)
         # A ghost's residual says nothing; copies within rounding are as good as the best of them.
-        tight = np.ptp(nodes[columns]) <= rule.resolution
-        residual = residuals[columns].min() if tight else residuals[columns].max()
+        width = float(np.ptp(nodes[columns]))
+        tight = width <= rule.resolution
+        residual = residuals[columns].min() if tight else residuals[columns].max() + width
+        gap = float(min(between[i], between[i + 1]))
+        # A lone cluster may be a spectrum of which nothing is known yet: its gap says nothing.
+        limit = RESOLVED * gap if np.isfinite(gap) else rule.resolution
         clusters.append(
             _Cluster(
                 columns,
                 float(nodes[heaviest]),
                 weights[:, columns].sum(axis=1),
                 float(residual),
-                float(min(between[i], between[i + 1])),
+                gap,
+                bool(residual <= limit),
                 direction / length if length > 0 else direction,
             )
         )
@@ -172,7 +180,7 @@ def _groups(nodes: np.ndarray, residuals: np.ndarray, resolution: float) -> list
     """Split ascending nodes into groups that are one number as far as is known."""
     gaps = np.diff(nodes)
     apart = np.concatenate([[np.inf], gaps, [np.inf]])
-    alone = residuals <= _RESOLVED * np.minimum(apart[:-1], apart[1:])
+    alone = residuals <= RESOLVED * np.minimum(apart[:-1], apart[1:])
     blurred = gaps <= np.maximum(residuals[:-1], residuals[1:])
     together = (gaps <= resolution) | (blurred & ~alone[:-1] & ~alone[1:])
     return np.split(np.arange(len(nodes)), np.flatnonzero(~together) + 1)
@@ -206,7 +214,8 @@ def _multiplicity(
 ) -> int | None:
     """Return the multiplicity if it is decisive and the weights agree, else None (step 4)."""
     if any(len(cluster.weights) > 1 for cluster in matched):
-        # A block of b probes that counts fewer than b, or n, has seen all; the others saw b of them.
+        # A block of b probes that counts fewer than b, or n, has seen all; the others saw b of
+        # them.
         seen = [(len(cluster.columns), len(cluster.weights)) for cluster in agreeing]
         counts = {count for count, size in seen if count < size or count == dimension}
         if len(counts) != 1 or any(count != min(*counts, size) for count, size in seen):
@@ -220,9 +229,9 @@ def _multiplicity(
             return None
     # n times the weight is chi-squared with k degrees of freedom (per real number of an entry).
     weights = np.concatenate([cluster.weights for cluster in matched])
-    law = chi2(freedoms * multiplicity * len(weights))
+    degrees = freedoms * multiplicity * len(weights)
     statistic = freedoms * dimension * weights.sum()
-    doubtful = min(law.cdf(statistic), law.sf(statistic)) < _REJECTED
+    doubtful = min(chdtr(degrees, statistic), chdtrc(degrees, statistic)) < _REJECTED
     return None if doubtful and multiplicity < dimension else multiplicity
 
 

@@ -1,7 +1,8 @@
 r"""How a quadrature rule is broadened into a density, chosen after the run. NumPy only.
 
-A smoothing has two methods: ``density(x, nodes)``, the kernel :math:`k(x, \theta)`, and ``cumulative(x, nodes)``,
-its integral up to `x`. Both return an array of shape ``(len(x), len(nodes))``.
+A smoothing has two methods: ``density(x, nodes)``, the kernel :math:`k(x, \theta)`, and
+``cumulative(x, nodes)``, its integral up to `x`. Both return an array of shape ``(len(x),
+len(nodes))``.
 """
 
 from __future__ import annotations
@@ -23,6 +24,11 @@ class Smoothing(Protocol):
 
     def cumulative(self, x: np.ndarray, nodes: np.ndarray) -> np.ndarray:
         """Return the kernel's integral up to x (q,) of every node (m,): (q, m)."""
+        ...
+
+    @property
+    def resolution(self) -> float:
+        """Distance below which two nodes blur into one, in eigenvalue units."""
         ...
 
 
@@ -62,6 +68,10 @@ class Gaussian:
             return (x[:, None] >= nodes).astype(np.float64)
         return ndtr((x[:, None] - nodes) / self.width)
 
+    @property
+    def resolution(self) -> float:
+        return self.width
+
 
 @dataclass(frozen=True)
 class Lorentzian:
@@ -89,14 +99,19 @@ class Lorentzian:
     def cumulative(self, x: np.ndarray, nodes: np.ndarray) -> np.ndarray:
         return 0.5 + np.arctan((x[:, None] - nodes) / self.width) / np.pi
 
+    @property
+    def resolution(self) -> float:
+        return self.width
+
 
 def jackson(degree: int) -> np.ndarray:
     r"""Return Jackson's damping factors :math:`g_0, ..., g_N` for `degree` N: (N + 1,).
 
-    .. math:: g_r = \frac{(M - r + 1) \cos\frac{\pi r}{M + 1} + \sin\frac{\pi r}{M + 1} \cot\frac{\pi}{M + 1}}{M + 1}
+    .. math:: (M + 1) g_r = (M - r + 1) \cos\frac{\pi r}{M + 1}
+              + \sin\frac{\pi r}{M + 1} \cot\frac{\pi}{M + 1}
 
-    with M = N + 1 moments (Weisse, Wellein, Alvermann, Fehske 2006, Rev. Mod. Phys. 78, 275, eq. 71). The
-    damped kernel is nowhere negative.
+    with M = N + 1 moments (Weisse, Wellein, Alvermann, Fehske 2006, Rev. Mod. Phys. 78, 275, eq.
+    71). The damped kernel is nowhere negative.
 
     Examples
     --------
@@ -116,8 +131,8 @@ class Chebyshev:
               \Bigl(g_0 + 2 \sum_{r=1}^{N} g_r T_r(\tilde\theta) T_r(\tilde x)\Bigr),
               \qquad \tilde x = (x - c) / d
 
-    with c and d the center and half width of `interval`. A Gauss rule of m nodes knows the moments up to
-    degree 2m - 1 exactly, and so gives there exactly what moments of the matrix would.
+    with c and d the center and half width of `interval`. A Gauss rule of m nodes knows the moments
+    up to degree 2m - 1 exactly, and so gives there exactly what moments of the matrix would.
 
     Parameters
     ----------
@@ -165,6 +180,10 @@ class Chebyshev:
         waves = -np.sin(np.outer(angles, orders)) / (np.pi * orders)
         return (1 - angles / np.pi)[:, None] * moments[0] + waves @ moments[1:]
 
+    @property
+    def resolution(self) -> float:
+        return np.pi / (self.degree + 1) * (self.interval[1] - self.interval[0]) / 2
+
     def _scaled(self, x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Map x to [-1, 1], clipped, and say which were inside."""
         low, high = self.interval
@@ -172,7 +191,7 @@ class Chebyshev:
         return np.clip(position, -1, 1), np.abs(position) < 1
 
     def _moments(self, nodes: np.ndarray) -> np.ndarray:
-        """Return the damped moments (N + 1, m) of unit masses at the nodes, twice for orders above 0."""
+        """Return damped moments (N + 1, m) of unit masses at the nodes, doubled above order 0."""
         low, high = self.interval
         slack = 1e-10 * (high - low)
         if nodes.size and (nodes.min() < low - slack or nodes.max() > high + slack):

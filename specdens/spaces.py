@@ -1,4 +1,4 @@
-"""The space an operator's vectors live in, the linear-operator protocol, and the checked product."""
+"""The space of an operator's vectors, the linear-operator protocol, and the checked product."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class VectorSpace:
             msg = f"dimension={self.dimension!r} must be an integer."
             raise TypeError(msg)
         if self.dimension < 1:
-            msg = f"dimension={self.dimension} must be at least 1: there is no spectrum without vectors."
+            msg = f"dimension={self.dimension} must be at least 1: no vectors, no spectrum."
             raise ValueError(msg)
         if dtype_name(self.dtype) not in _FLOATING:
             msg = f"dtype={dtype_name(self.dtype)} must be one of {', '.join(_FLOATING)}."
@@ -84,7 +84,7 @@ class VectorSpace:
 
     @cached_property
     def working_dtype(self) -> DType:
-        """The dtype of vectors between products: `dtype`, but float32 where that is half precision."""
+        """The dtype of vectors between products: `dtype`, or float32 if that is half precision."""
         half = dtype_name(self.dtype) in ("float16", "bfloat16")
         return self.backend.dtype("float32") if half else self.dtype
 
@@ -98,7 +98,7 @@ class VectorSpace:
 
     @property
     def precision(self) -> float:
-        """Unit roundoff of a product, from `dtype`: the relative accuracy that eigenvalues can have."""
+        """Unit roundoff of a product, from `dtype`: how accurate eigenvalues can be, relatively."""
         return float(self.backend.xp.finfo(self.dtype).eps)
 
     @property
@@ -124,8 +124,9 @@ class VectorSpace:
 class LinearOperator(Protocol):
     """A real symmetric or complex Hermitian (n, n) matrix, known only through its products.
 
-    Anything with these two members is an operator: nothing to inherit, nothing to register. Products
-    must be linear, Hermitian and repeatable; `specdens.testing.check_operator` tries all three.
+    Anything with these two members is an operator: nothing to inherit, nothing to register.
+    Products must be linear, Hermitian and repeatable; `specdens.testing.check_operator` tries all
+    three.
     """
 
     @property
@@ -141,8 +142,8 @@ class LinearOperator(Protocol):
 def multiply(operator: LinearOperator, x: Array) -> Array:
     """Return ``operator @ x`` for `x` in the working dtype, checked for shape and kind of number.
 
-    Every method multiplies through here: half-precision operators see vectors in their own dtype, and the
-    product comes back in the working dtype.
+    Every method multiplies through here: half-precision operators see vectors in their own dtype,
+    and the product comes back in the working dtype.
     """
     space = operator.space
     xp = space.backend.xp
@@ -153,8 +154,8 @@ def multiply(operator: LinearOperator, x: Array) -> Array:
         raise ValueError(msg)
     if not space.is_complex and xp.isdtype(y.dtype, "complex floating"):
         msg = (
-            f"operator @ x is {dtype_name(y.dtype)} for a {dtype_name(space.dtype)} vector; a complex "
-            "Hermitian operator needs a complex space, VectorSpace.like(complex_vector)."
+            f"operator @ x is {dtype_name(y.dtype)} for a {dtype_name(space.dtype)} vector; a "
+            "complex Hermitian operator needs a complex space, VectorSpace.like(complex_vector)."
         )
         raise TypeError(msg)
     return y if y.dtype == space.working_dtype else xp.astype(y, space.working_dtype)

@@ -6,6 +6,7 @@ import json
 import os
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,17 @@ from typing import Any
 import numpy as np
 
 _HEADER = "header"
+# What NumPy and zipfile raise for files that are cut, altered or something else.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    KeyError,
+    NotImplementedError,
+    OSError,
+    TypeError,
+    ValueError,
+)
 
 
 def write_npz(
@@ -26,7 +38,8 @@ def write_npz(
     )
     try:
         with os.fdopen(descriptor, "wb") as file:
-            np.savez_compressed(file, **{_HEADER: np.array(text)}, **arrays)
+            contents: dict[str, Any] = {_HEADER: np.array(text), **arrays}
+            np.savez_compressed(file, **contents)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
@@ -48,13 +61,13 @@ def read_npz(
         If the file is damaged, is of another kind, or was written by a newer version.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = json.loads(str(arrays.pop(_HEADER)))
         found = header["kind"], header["format_version"]
     except FileNotFoundError:
         raise
-    except (zipfile.BadZipFile, EOFError, KeyError, OSError, ValueError, TypeError) as error:
+    except _DAMAGE as error:
         msg = (
             f"path={str(path)!r} is damaged or truncated, or not a specdens {kind} file ({error})."
         )
@@ -63,6 +76,6 @@ def read_npz(
         msg = f"path={str(path)!r} holds a specdens {found[0]}, expected a {kind}."
         raise ValueError(msg)
     if found[1] > version:
-        msg = f"path={str(path)!r} has format {found[1]}; this version reads up to {version}. Upgrade."
+        msg = f"path={str(path)!r} has format {found[1]}; this version reads {version}. Upgrade."
         raise ValueError(msg)
     return header, arrays

@@ -23,15 +23,15 @@ def check_operator(A: Any, *, seed: int = 0, tolerance: float | None = None) -> 
     seed : int
         Of the random vectors.
     tolerance : float, optional
-        Largest relative violation of linearity and symmetry; by default ``100 * eps * sqrt(n)`` for eps
-        the roundoff of the operator's dtype.
+        Largest relative violation of linearity and symmetry; by default ``100 * eps * sqrt(n)`` for
+        eps the roundoff of the operator's dtype.
 
     Raises
     ------
     ValueError
-        Says which property fails and shows the numbers: *shape* and *dtype* and *device* of products,
-        *finite*, *repeatable* to the bit, *columns* of a block as single products, *linear*,
-        *Hermitian*.
+        Says which property fails and shows the numbers: *shape* and *dtype* and *device* of
+        products, *finite*, *repeatable* to the bit, *columns* of a block as single products,
+        *linear*, *Hermitian*.
 
     Examples
     --------
@@ -84,8 +84,8 @@ def _check_kind(product: Array, x: Array, space: VectorSpace, shape: str) -> Non
     """Check shape, library, device, dtype and finiteness of one product."""
     if tuple(getattr(product, "shape", ())) != tuple(x.shape):
         msg = (
-            f"operator has the wrong shape: A @ x for x of shape {shape} = {tuple(x.shape)} has shape "
-            f"{tuple(getattr(product, 'shape', ()))}."
+            f"operator has the wrong shape: A @ x for x of shape {shape} = {tuple(x.shape)} has "
+            f"shape {tuple(getattr(product, 'shape', ()))}."
         )
         raise ValueError(msg)
     if product.dtype != space.dtype:
@@ -97,8 +97,8 @@ def _check_kind(product: Array, x: Array, space: VectorSpace, shape: str) -> Non
     here = VectorSpace.like(product)
     if here.backend is not space.backend or here.device != space.device:
         msg = (
-            f"operator has the wrong device: A @ x is on {here.device} ({here.backend.name}), its space "
-            f"says {space.device} ({space.backend.name})."
+            f"operator has the wrong device: A @ x is on {here.device} ({here.backend.name}), its "
+            f"space says {space.device} ({space.backend.name})."
         )
         raise ValueError(msg)
     if not bool(space.backend.xp.all(space.backend.xp.isfinite(product))):

@@ -21,7 +21,7 @@ DType: TypeAlias = Any  # a dtype object of that backend
 Device: TypeAlias = Any  # a device object of that backend
 F = TypeVar("F", bound=Callable[..., Any])
 
-_MODULES = {
+_MODULES: dict[str, Callable[[Any], bool]] = {
     "numpy": compat.is_numpy_array,
     "torch": compat.is_torch_array,
     "jax": compat.is_jax_array,
@@ -48,10 +48,11 @@ class Backend:
     from_numpy : callable
         ``(host_array, dtype, device) -> Array``, with the requested dtype and device.
     to_numpy : callable
-        ``array -> numpy.ndarray``; waits until the value is computed. Half precision that NumPy lacks
-        (bfloat16) arrives as float32.
+        ``array -> numpy.ndarray``; waits until the value is computed. Half precision that NumPy
+        lacks (bfloat16) arrives as float32.
     jit : callable
-        Compiles a pure function of arrays. Applied to arithmetic only, never to a product ``A @ x``.
+        Compiles a pure function of arrays. Applied to arithmetic only, never to a product ``A @
+        x``.
     """
 
     name: str
@@ -111,8 +112,8 @@ def backend_of(array: Array) -> Backend:
         if is_mine(array):
             return get_backend(name)
     msg = (
-        f"array has type {type(array).__module__}.{type(array).__qualname__}, which is not an array "
-        f"of a known library ({', '.join(_MODULES)}); convert it with numpy.asarray first."
+        f"array has type {type(array).__module__}.{type(array).__qualname__}, which is not an "
+        f"array of a known library ({', '.join(_MODULES)}); convert it with numpy.asarray first."
     )
     raise TypeError(msg)
 

@@ -1,4 +1,4 @@
-"""The JAX backend: the arithmetic between two products is compiled, the product is the operator's own."""
+"""The JAX backend: the arithmetic between two products is compiled."""
 
 from __future__ import annotations
 

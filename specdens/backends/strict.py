@@ -1,4 +1,4 @@
-"""The array-api-strict backend: the standard and nothing else, with a pretended second device for tests."""
+"""The array-api-strict backend: the standard and nothing else, with a second device for tests."""
 
 from __future__ import annotations
 

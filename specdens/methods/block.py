@@ -4,16 +4,16 @@ With the probes' block :math:`V = Q_1 R_0`, one block product a step extends
 
 .. math:: A Q_k = Q_{k-1} R_{k-1}^* + Q_k M_k + Q_{k+1} R_k, \qquad Q_i^* Q_j = \delta_{ij} I,
 
-and A acts on the space as the block tridiagonal matrix T of the M and R (Golub and Underwood 1977). Its
-eigenvalues are the Ritz values of the sum of all probes' Krylov spaces, which the products have paid for: p
-probes of m steps give up to p m of them instead of m, repeated eigenvalues appear as often as they are
-repeated (up to p), and a probe :math:`v_i = Q_1 R_0 e_i` sees each with weight
+and A acts on the space as the block tridiagonal matrix T of the M and R (Golub and Underwood 1977).
+Its eigenvalues are the Ritz values of the sum of all probes' Krylov spaces, which the products have
+paid for: p probes of m steps give up to p m of them instead of m, repeated eigenvalues appear as
+often as they are repeated (up to p), and a probe :math:`v_i = Q_1 R_0 e_i` sees each with weight
 :math:`|y^* v_i|^2`, a rule that is exact at least where its own Gauss rule is (degree 2m - 1). That
 Gauss rule is found from it without further products.
 
-Each new block is orthogonalized against every stored one, reading each once (block modified Gram-Schmidt), and
-again only when so little was left that rounding could show ("twice is enough"). Directions in which
-nothing is left are dropped.
+Each new block is orthogonalized against every stored one, reading each once (block modified
+Gram-Schmidt), and again only when so little was left that rounding could show ("twice is enough").
+Directions in which nothing is left are dropped.
 """
 
 from __future__ import annotations
@@ -24,9 +24,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from specdens.backends import Array
-from specdens.methods.columns import Kernels, kernels
-from specdens.methods.lanczos import check_finite
-from specdens.quadrature import KrylovRule, QuadratureRule, gauss_rule, jacobi_matrix, rounding
+from specdens.methods.columns import Kernels, kernels, sketcher
+from specdens.methods.lanczos import SKETCH_SIZE, check_finite, random_signs
+from specdens.quadrature import (
+    KrylovRule,
+    QuadratureRule,
+    gauss_rule,
+    jacobi_matrix,
+    resolved_nodes,
+    rounding,
+)
 from specdens.spaces import LinearOperator, VectorSpace, multiply
 
 _RANGE = 1e-7  # singular values of a block that one Gram matrix in double precision can tell apart
@@ -36,9 +43,9 @@ _RANGE = 1e-7  # singular values of a block that one Gram matrix in double preci
 class BlockState:
     """Everything a run needs to go on from step k. A value: a step makes a new one."""
 
-    basis: tuple[Array, ...]  # Q_1, ..., Q_{k+1}, each (n, p) orthonormal, dropped columns zero
+    basis: tuple[Array, ...]  # Q_1, ..., Q_{k+1}, each (p, n), rows orthonormal, dropped ones zero
     diagonal: np.ndarray  # (k, p, p) the M
-    coupling: np.ndarray  # (k + 1, p, p) R_0, ..., R_k; rows of dropped columns are zero
+    coupling: np.ndarray  # (k + 1, p, p) R_0, ..., R_k; rows of dropped vectors are zero
 
 
 @dataclass(frozen=True)
@@ -51,7 +58,8 @@ class BlockLanczos:
         """Return the state before the first product. `probes` (n, p) has unit columns."""
         space = operator.space
         do = kernels(space.backend, space.wide_dtype)
-        q, r = orthonormalize(probes, 16 * space.precision, space, do)
+        rows = space.backend.xp.permute_dims(probes, (1, 0))
+        q, r = orthonormalize(rows, 16 * space.precision, space, do)
         empty = np.zeros((0, *r.shape), dtype=r.dtype)
         return BlockState((q,), empty, r[None])
 
@@ -66,7 +74,8 @@ class BlockLanczos:
         space = operator.space
         do = kernels(space.backend, space.wide_dtype)
         q, k = state.basis[-1], len(state.diagonal)
-        w = multiply(operator, q)
+        xp = space.backend.xp
+        w = xp.permute_dims(multiply(operator, xp.permute_dims(q, (1, 0))), (1, 0))
         m = space.to_numpy(do.inner(q, w))
         check_finite(m, "the diagonal block", k)
         m = (m + m.conj().T) / 2
@@ -74,27 +83,28 @@ class BlockLanczos:
         if k:
             w -= do.combine(state.basis[-2], space.from_numpy(state.coupling[-1].conj().T))
         diagonal = np.concatenate([state.diagonal, m[None]])
-        size = _size(diagonal, state.coupling[1:])
-        w, r = self._reorthogonalize(w, state.basis, size, space, do)
+        w, r = self._reorthogonalize(w, state, diagonal, space, do)
         # The last block is only needed for its coefficients: no product will follow.
         basis = state.basis if k + 1 == self.num_steps else (*state.basis, w)
         return BlockState(basis, diagonal, np.concatenate([state.coupling, r[None]]))
 
     def _reorthogonalize(
-        self, w: Array, basis: tuple[Array, ...], size: float, space: VectorSpace, do: Kernels
+        self, w: Array, state: BlockState, diagonal: np.ndarray, space: VectorSpace, do: Kernels
     ) -> tuple[Array, np.ndarray]:
         """Return Q_{k+1} and R_k with Q_{k+1} R_k = W, orthogonal to the whole basis."""
-        floor = 16 * space.precision * size
-        for q in basis:
+        for q in state.basis:
             w = do.remove(w, q)
-        w, r = orthonormalize(w, floor, space, do)
+        w, r = orthonormalize(
+            w, 16 * space.precision * _norm(*diagonal, *state.coupling[1:]), space, do
+        )
         left = np.linalg.norm(r, axis=1)  # rows are orthogonal: these are the singular values
-        if (left[left > 0] < 0.1 * size).any():
-            for q in basis:
+        # Of A Q_k, as large as its parts, too little is left for one pass to have been exact.
+        if (left[left > 0] < 0.1 * _norm(diagonal[-1], *state.coupling[1:][-1:], r)).any():
+            for q in state.basis:
                 w = do.remove(w, q)
             w, again = orthonormalize(
                 w, 0.5, space, do
-            )  # a column that vanishes was rounding error
+            )  # a vector that vanishes was rounding error
             r = again @ r
         return w, r
 
@@ -122,13 +132,52 @@ class BlockLanczos:
             for i in range(p)
         ]
         gauss, _ = gauss_rule(*(np.array(part) for part in zip(*jacobi, strict=True)))
-        sketches = np.zeros((p, len(theta), 0), dtype=np.float32)
-        return KrylovRule(
-            shared, gauss.padded(self.num_steps), np.zeros(p, dtype=int), sketches, resolution
-        )
+        exact = resolved_nodes(theta, residuals, resolution)
+        bulk = self._bulk_rule(theta, amplitudes, tails, exact, resolution)
+        if p > 1:  # the common space counts multiplicities
+            sketches = np.zeros((p, len(theta), 0), dtype=np.float32)
+        else:
+            sketches = (vectors.T @ self._sketches(operator.space, state))[None]
+        blocks = np.zeros(p, dtype=int)
+        return KrylovRule(shared, gauss.padded(self.num_steps), bulk, blocks, sketches, resolution)
+
+    def _bulk_rule(
+        self,
+        theta: np.ndarray,
+        amplitudes: np.ndarray,
+        tails: np.ndarray,
+        exact: np.ndarray,
+        floor: float,
+    ) -> QuadratureRule:
+        """Return every probe's Gauss rule for what it sees beside the resolved Ritz vectors.
+
+        The Krylov space of a probe without its components in invariant directions lies in the
+        common space, so this too needs no product. Its weights sum to the mass that is not
+        resolved.
+        """
+        p = amplitudes.shape[1]
+        masses = np.linalg.norm(amplitudes[~exact], axis=0) ** 2
+        coefficients = [
+            jacobi_matrix(
+                theta[~exact], amplitudes[~exact, i], tails[:, ~exact], self.num_steps, floor
+            )
+            if masses[i] > 0
+            else (np.zeros(self.num_steps), np.zeros(self.num_steps))
+            for i in range(p)
+        ]
+        rule, _ = gauss_rule(*(np.array(part) for part in zip(*coefficients, strict=True)))
+        rule = rule.padded(self.num_steps)
+        return QuadratureRule(rule.nodes, rule.weights * masses[:, None], rule.residuals)
+
+    def _sketches(self, space: VectorSpace, state: BlockState) -> np.ndarray:
+        """Return random projections (k, s) of the Lanczos vectors of a single probe."""
+        sketch = sketcher(space.backend, min(SKETCH_SIZE, space.dimension))
+        signs, xp = random_signs(space), space.backend.xp
+        vectors = [xp.permute_dims(q, (1, 0)) for q in state.basis[: len(state.diagonal)]]
+        return np.array([space.to_numpy(sketch(q, signs))[:, 0] for q in vectors])
 
     def _ritz(self, state: BlockState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Return eigenvalues and eigenvectors of T without dropped columns, and which are left (k, p)."""
+        """Return eigenvalues and eigenvectors of T without dropped vectors; which are left."""
         k, p, _ = state.diagonal.shape
         active = np.abs(state.coupling[:k]).max(axis=2) > 0
         t = np.zeros((k * p, k * p), dtype=state.diagonal.dtype)
@@ -161,13 +210,14 @@ class BlockLanczos:
 def orthonormalize(
     w: Array, floor: float, space: VectorSpace, do: Kernels
 ) -> tuple[Array, np.ndarray]:
-    """Return Q and R with Q R = W, Q orthonormal or zero in each column, R = diag(sigma) Y^H.
+    """Return Q and R with Q R = W, Q orthonormal or zero in each vector, R = diag(sigma) Y^H.
 
-    From Gram matrices in double precision, repeated with a shift until Q is orthonormal (shifted
-    Cholesky QR, Fukaya et al. 2020, with eigenvectors in place of Cholesky factors). Directions with
-    singular value sigma up to `floor` are dropped: their columns of Q and rows of R are zero.
+    Vectors are rows of `w` and of the Q returned, (p, n). From Gram matrices in double precision,
+    repeated with a shift until Q is orthonormal (shifted Cholesky QR, Fukaya et al. 2020, with
+    eigenvectors in place of Cholesky factors). Directions with singular value sigma up to `floor`
+    are dropped: their vectors of Q and rows of R are zero.
     """
-    r = np.eye(w.shape[1])
+    r = np.eye(w.shape[0])
     for _ in range(4):
         squares, u = np.linalg.eigh(space.to_numpy(do.inner(w, w)))
         check_finite(squares, "a Gram matrix", -1)
@@ -185,7 +235,6 @@ def orthonormalize(
     return w, (sigma * kept)[:, None] * right
 
 
-def _size(diagonal: np.ndarray, coupling: np.ndarray) -> float:
-    """Return a lower estimate of the operator's norm, from the blocks of T."""
-    parts = [np.linalg.norm(block, 2) for block in (*diagonal, *coupling)]
-    return float(max(parts))
+def _norm(*blocks: np.ndarray) -> float:
+    """Return the largest 2-norm of some blocks of T, a lower bound of the operator's."""
+    return max((float(np.linalg.norm(block, 2)) for block in blocks), default=0.0)

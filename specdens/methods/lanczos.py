@@ -4,12 +4,13 @@ From each unit column :math:`q_1` one product a step extends
 
 .. math:: A q_j = \beta_{j-1} q_{j-1} + \alpha_j q_j + \beta_j q_{j+1},
 
-whose coefficients form a Jacobi matrix; its Gauss rule (`specdens.quadrature.gauss_rule`) integrates
-polynomials up to degree 2m - 1 exactly against the measure that the probe sees. Nothing is
-reorthogonalized: converged eigenvalues come back as copies (ghosts), whose weights still add up
+whose coefficients form a Jacobi matrix; its Gauss rule (`specdens.quadrature.gauss_rule`)
+integrates polynomials up to degree 2m - 1 exactly against the measure that the probe sees. Nothing
+is reorthogonalized: converged eigenvalues come back as copies (ghosts), whose weights still add up
 (Greenbaum 1989). `specdens.methods.block` is the method that keeps all vectors.
 
-Vectors stay on the device, coefficients go home as float64. At most four vectors per probe exist at any time.
+Vectors stay on the device, coefficients go home as float64. At most four vectors per probe exist at
+any time.
 """
 
 from __future__ import annotations
@@ -25,9 +26,7 @@ from specdens.probes import generator
 from specdens.quadrature import KrylovRule, gauss_rule, rounding
 from specdens.spaces import LinearOperator, VectorSpace, multiply
 
-_SKETCH_SIZE = (
-    64  # numbers kept of every Lanczos vector, to compare Ritz vectors of different probes
-)
+SKETCH_SIZE = 64  # numbers kept of every Lanczos vector, to compare Ritz vectors of other probes
 _SKETCH_STREAM = 2**63  # a Philox stream that no probe index reaches
 
 
@@ -45,7 +44,7 @@ class LanczosState:
 
 @dataclass(frozen=True)
 class Lanczos:
-    """Lanczos iteration of `num_steps` products for every column of probes, without reorthogonalization."""
+    """Lanczos iteration of `num_steps` products for every column, without reorthogonalization."""
 
     num_steps: int
 
@@ -54,9 +53,9 @@ class Lanczos:
         space = operator.space
         empty = np.zeros((probes.shape[1], 0))
         kind = np.complex64 if space.is_complex else np.float32
-        sketches = np.zeros((*empty.shape, min(_SKETCH_SIZE, space.dimension)), dtype=kind)
+        sketches = np.zeros((*empty.shape, min(SKETCH_SIZE, space.dimension)), dtype=kind)
         before = space.backend.xp.zeros_like(probes)
-        return LanczosState(probes, before, _random_signs(space), empty, empty, sketches)
+        return LanczosState(probes, before, random_signs(space), empty, empty, sketches)
 
     def step(self, operator: LinearOperator, state: LanczosState) -> LanczosState:
         """Return the state after one product with all columns.
@@ -107,7 +106,7 @@ class Lanczos:
         rule = rule.padded(self.num_steps)
         sketches = np.pad(sketches, ((0, 0), (0, self.num_steps - sketches.shape[1]), (0, 0)))
         resolution = rounding(operator.space.precision, rule.nodes) * self.num_steps**0.5
-        return KrylovRule(rule, rule, np.arange(len(vectors)), sketches, resolution)
+        return KrylovRule(rule, rule, None, np.arange(len(vectors)), sketches, resolution)
 
     def memory(self, space: VectorSpace) -> int:
         """Return the bytes that one probe of a block needs, the operator's own not counted."""
@@ -122,7 +121,7 @@ class Lanczos:
         """Return the state that `to_arrays` took apart."""
         vectors = {name: space.from_numpy(arrays[name]) for name in ("q", "q_prev")}
         coefficients = {name: arrays[name] for name in ("alphas", "betas", "sketches")}
-        return LanczosState(signs=_random_signs(space), **vectors, **coefficients)
+        return LanczosState(signs=random_signs(space), **vectors, **coefficients)
 
 
 def check_finite(values: np.ndarray, name: str, step: int) -> None:
@@ -130,13 +129,13 @@ def check_finite(values: np.ndarray, name: str, step: int) -> None:
     if not np.isfinite(values).all():
         found = values[~np.isfinite(values)][0]
         msg = (
-            f"operator @ x is not finite: {name} of step {step + 1} is {found}. Look for NaN or Inf in "
-            "the matrix, or for overflow in its dtype."
+            f"operator @ x is not finite: {name} of step {step + 1} is {found}. Look for NaN or "
+            "Inf in the matrix, or for overflow in its dtype."
         )
         raise ValueError(msg)
 
 
-def _random_signs(space: VectorSpace) -> Array:
+def random_signs(space: VectorSpace) -> Array:
     """Return the fixed random signs (n,), int8, of the sketches: the same for every run."""
     bits = generator(0, _SKETCH_STREAM).integers(0, 2, space.dimension, dtype=np.int8)
     return space.backend.from_numpy(2 * bits - 1, space.backend.xp.int8, space.device)

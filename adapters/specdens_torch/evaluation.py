@@ -1,0 +1,142 @@
+"""Evaluating a model and its loss on chunks of data without touching the model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from specdens_torch.guards import Totals
+from specdens_torch.losses import TermLoss, Terms
+from specdens_torch.parameters import FlatParameters
+from specdens_torch.state import wide_dtype
+from specdens_torch.structures import Batch, move, num_elements, num_examples
+
+
+class Evaluation(NamedTuple):
+    """A chunk of data, evaluated; what a matrix family differentiates."""
+
+    leaves: tuple[Tensor, ...]  # the selected parameters, in flat order
+    outputs: Any
+    terms: Terms
+
+    def gradients(self, *, create_graph: bool) -> tuple[Tensor | None, ...]:
+        """Return the gradient of the weighted sum of losses by parameter, None where it is zero."""
+        losses = self.terms.weighted
+        if not losses.requires_grad:
+            return (None,) * len(self.leaves)
+        return torch.autograd.grad(
+            losses,
+            self.leaves,
+            torch.ones_like(losses),
+            create_graph=create_graph,
+            allow_unused=True,
+        )
+
+
+@contextmanager
+def twice_differentiable() -> Iterator[None]:
+    """Choose the attention kernel that has second derivatives, and leave inference mode.
+
+    Products are in it too, not only forward passes, for checkpointed layers that run again then.
+    """
+    with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+class Evaluator:
+    """A model with its loss, its parameters replaced by aliases and its buffers by copies.
+
+    The aliases share storage and version counter with the parameters, so autograd notices if they
+    change while a graph is in use. Only the selected ones require gradients: frozen layers save
+    nothing. Whatever a forward pass does to buffers happens to the copies, which are renewed
+    before the next chunk.
+    """
+
+    def __init__(self, model: nn.Module, loss: TermLoss, parameters: FlatParameters) -> None:
+        self._model = model
+        self._loss = loss
+        self._buffers = dict(model.named_buffers())
+        self._copies = {name: buffer.detach().clone() for name, buffer in self._buffers.items()}
+        self._versions = {name: copy._version for name, copy in self._copies.items()}
+        parameters.check_unchanged()
+        aliases = {name: p.detach() for name, p in model.named_parameters()}
+        for name in parameters.names:
+            aliases[name].requires_grad_()
+        self._aliases = aliases
+        self.leaves = tuple(aliases[name] for name in parameters.names)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """The aliases and copies that stand for the model's state."""
+        return [*self._aliases.values(), *self._copies.values()]
+
+    def __call__(self, batch: Batch) -> Evaluation:
+        """Evaluate one chunk; gradients are recorded if they are enabled."""
+        self._renew_buffers()
+        args, kwargs = _arguments(batch.inputs)
+        state = {**self._aliases, **self._copies}
+        outputs = functional_call(self._model, state, args, kwargs)
+        targets = batch.targets
+        if isinstance(outputs, Tensor):  # which a model on several devices returns elsewhere
+            targets = move(targets, outputs.device)
+        return Evaluation(self.leaves, outputs, self._loss.terms(outputs, targets))
+
+    def _renew_buffers(self) -> None:
+        for name, copy in self._copies.items():
+            if copy._version != self._versions[name]:
+                self._copies[name] = renewed = self._buffers[name].detach().clone()
+                self._versions[name] = renewed._version
+
+
+def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    if isinstance(inputs, Mapping):
+        return (), dict(inputs)
+    # The default collate function turns the tuples of a data set into lists.
+    if type(inputs) in (tuple, list):
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
+class RunningTotals:
+    """Adds up what a pass sees, on the device, so that nothing waits before its end."""
+
+    def __init__(self) -> None:
+        self._counts = Totals()
+        self._sums: list[Tensor] = []
+
+    def add(self, batch: Batch, terms: Terms) -> None:
+        """Count one evaluated chunk."""
+        examples = num_examples(batch)
+        self._counts += Totals(1 if examples is None else examples, num_elements(batch), 1)
+        wide = wide_dtype(terms.weighted.device)
+        weighted = terms.weighted.detach()
+        parts = [terms.weights.sum(dtype=wide), weighted.sum(dtype=wide)]
+        self._sums.append(torch.stack([*parts, weighted.abs().sum(dtype=wide)]))
+
+    def result(self) -> Totals:
+        """Return the totals so far, as numbers of the host."""
+        total = self._counts
+        if self._sums:
+            columns = torch.stack(self._sums).cpu().double().sum(0).tolist()
+            total += Totals(weight=columns[0], value=columns[1], magnitude=columns[2])
+        return total
+
+
+def totals_of(batch: Batch, terms: Terms) -> Totals:
+    """Return what one evaluated chunk adds up to."""
+    running = RunningTotals()
+    running.add(batch, terms)
+    return running.result()
+
+
+def accumulate(blocks: Sequence[Tensor], pieces: Iterable[Tensor | None]) -> None:
+    """Add one piece for each parameter to the blocks of a flat vector; None stands for zeros."""
+    for block, piece in zip(blocks, pieces, strict=True):
+        if piece is not None:
+            block.add_(piece if piece.device == block.device else piece.to(block.device))

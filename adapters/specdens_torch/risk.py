@@ -1,0 +1,219 @@
+"""The risk of a model on data: a sum of losses over a sum of weights, at the present parameters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from specdens_torch.data import DataSource
+from specdens_torch.evaluation import Evaluation, accumulate
+from specdens_torch.losses import as_term_loss
+from specdens_torch.parameters import FlatParameters
+from specdens_torch.passes import Passes
+from specdens_torch.selection import Selection
+
+DEFAULT_MEMORY_BUDGET = 2**30
+
+
+class Risk:
+    r"""The risk :math:`L(\theta) = \sum_i w_i \ell_i(\theta) / \sum_i w_i` of a model on data.
+
+    Nothing is computed here. Matrices of the risk (`Hessian`, ...), `gradient` and `risk_value`
+    always refer to the parameters that the model has when they are used. The model is left as it
+    was: parameters, ``.grad``, buffers, training flags, attributes and the global random
+    generators.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    loss : callable
+        One of torch's losses as module, function or `functools.partial` of a function, with the
+        meaning it has in torch on all data as one batch, ``reduction`` included (``"none"`` is
+        read as the mean). Or a function ``loss(outputs, targets)`` that returns one loss per
+        example or term (a tensor of any shape but 0-d), or a pair ``(losses, weights)`` of equal
+        shapes with the losses not yet weighted.
+    data : pair, list of pairs, DataLoader, or other iterable
+        ``(inputs, targets)``, each a tensor, a tuple or list (positional arguments of the model),
+        or a mapping (its keyword arguments), examples along the first axis. A tuple is one pair;
+        anything else is iterated over, in every pass, and must give the same examples in any
+        order.
+    parameters : str, module, tensor, or several of these, optional
+        The parameters that vary: names, glob patterns, submodules or parameters, frozen or not.
+        By default those with ``requires_grad``. See `FlatParameters`.
+    memory_budget : int
+        Bytes for saved activations, 1 GiB by default. If the linearized graphs of all chunks of
+        the data fit, a matrix keeps them between products; otherwise one chunk at a time must fit
+        (but a chunk has at least one example).
+    regroup : bool
+        Whether batches may be cut and joined into chunks that compute fast. False keeps the batches
+        that `data` gives, for losses that couple the examples of a batch on purpose.
+
+    Attributes
+    ----------
+    parameters : FlatParameters
+        Names and places of the parameters that vary.
+    divides : bool
+        Whether the sum of losses is divided by the sum of weights: False for ``reduction="sum"``.
+
+    Raises
+    ------
+    TypeError
+        If `model` is not a module, `loss` not callable, or `data` is a one-shot iterator, a data
+        set of single examples, or not made of pairs.
+    ValueError
+        If `parameters` selects nothing, `data` is empty, or `loss` has no meaning term by term.
+        When the risk is first used: if the model is in a mode in which the risk is not one fixed
+        function (batch norm in train mode, dropout), if data or losses differ between two passes,
+        if the loss couples the examples of a batch, or if the risk is not finite. Each says what
+        to do.
+
+    Examples
+    --------
+    >>> model = nn.Linear(2, 1, bias=False)
+    >>> _ = nn.init.ones_(model.weight)
+    >>> inputs, targets = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[1.0], [1.0]])
+    >>> risk = Risk(model, nn.MSELoss(), (inputs, targets))
+    >>> risk_value(risk)
+    2.0
+    >>> gradient(risk)
+    tensor([2., 4.])
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Any,
+        data: Any,
+        parameters: Selection = None,
+        *,
+        memory_budget: int = DEFAULT_MEMORY_BUDGET,
+        regroup: bool = True,
+    ) -> None:
+        self.parameters = FlatParameters(model, parameters)
+        self.model = model
+        if isinstance(memory_budget, bool) or not memory_budget > 0:
+            msg = f"memory_budget={memory_budget!r} must be a positive number of bytes."
+            raise ValueError(msg)
+        self.memory_budget = int(memory_budget)
+        self.regroup = bool(regroup)
+        self._loss = as_term_loss(loss)
+        self._source = DataSource(data)
+        self.passes = Passes(
+            model, self._loss, self.parameters, self._source, self.memory_budget, self.regroup
+        )
+
+    @property
+    def divides(self) -> bool:
+        """Whether the sum of losses is divided by the sum of weights."""
+        return self._loss.divides
+
+    def refresh(self) -> None:
+        """Forget what is known about the data and drop kept graphs at the next product.
+
+        Changes of parameters, buffers and tensors in memory are noticed without it. Call it after
+        changing data that cannot be seen, such as what a custom data set holds.
+        """
+        self.passes.refresh()
+
+    def __repr__(self) -> str:
+        plan = self.passes.known_plan
+        read = "data not read yet"
+        num_chunks = self.passes.num_chunks
+        if plan is not None and num_chunks is not None:
+            kept = "kept" if plan.keeps_graphs else "not kept"
+            chunks = (
+                "1 chunk" if self.passes.num_chunks == 1 else f"{self.passes.num_chunks} chunks"
+            )
+            read = f"{plan.examples:,} examples in {chunks}, graphs {kept} between products"
+        name = type(self.model).__name__
+        return f"Risk({name}, {self._loss.name}, {self.parameters.size:,} parameters, {read})"
+
+
+def as_risk(
+    risk: Risk | nn.Module, loss: Any, data: Any, parameters: Selection, options: dict[str, Any]
+) -> Risk:
+    """Return the risk that the arguments of a matrix stand for: a `Risk`, or what makes one.
+
+    Raises
+    ------
+    TypeError
+        If a risk comes with more arguments, or a model without loss and data.
+    """
+    if isinstance(risk, Risk):
+        if not (loss is None and data is None and parameters is None) or options:
+            msg = "risk has its loss and data already; pass either a Risk or (model, loss, data)."
+            raise TypeError(msg)
+        return risk
+    if loss is None or data is None:
+        msg = (
+            f"risk has type {type(risk).__qualname__} and comes without loss and data; pass a "
+            "Risk or (model, loss, data)."
+        )
+        raise TypeError(msg)
+    return Risk(risk, loss, data, parameters, **options)
+
+
+def risk_value(risk: Risk) -> float:
+    """Return the risk at the present parameters, added up in double precision.
+
+    Parameters
+    ----------
+    risk : Risk
+
+    Returns
+    -------
+    float
+
+    Raises
+    ------
+    ValueError
+        If the risk is not one finite, repeatable function of the parameters; see `Risk`.
+
+    Examples
+    --------
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> _ = nn.init.constant_(model.weight, 3.0)
+    >>> risk_value(Risk(model, nn.L1Loss(), (torch.ones(4, 1), torch.zeros(4, 1))))
+    3.0
+    """
+    totals = risk.passes.sweep()
+    return totals.value / totals.weight if risk.divides else totals.value
+
+
+def gradient(risk: Risk) -> Tensor:
+    """Return the gradient of the risk with respect to the selected parameters.
+
+    Parameters
+    ----------
+    risk : Risk
+
+    Returns
+    -------
+    tensor of shape (n,)
+        In the dtype and on the device of ``risk.parameters.space``; ``risk.parameters.unravel``
+        gives it by parameter name.
+
+    Raises
+    ------
+    ValueError
+        If the risk is not one finite, repeatable function of the parameters; see `Risk`.
+
+    Examples
+    --------
+    >>> model = nn.Linear(1, 1, bias=False)
+    >>> gradient(Risk(model, nn.L1Loss(), (torch.ones(4, 1), torch.full((4, 1), -9.0))))
+    tensor([1.])
+    """
+    space = risk.parameters.space
+    with torch.inference_mode(False):
+        total = torch.zeros(space.dimension, dtype=space.working_dtype, device=space.device)
+    blocks = list(risk.parameters.unravel(total).values())
+
+    def add(evaluation: Evaluation) -> None:
+        accumulate(blocks, evaluation.gradients(create_graph=False))
+
+    totals = risk.passes.sweep(add)
+    with torch.inference_mode(False):
+        return (total / totals.weight if risk.divides else total).to(space.dtype)

@@ -1,0 +1,62 @@
+"""Settings of the documentation: `sphinx-build -W --keep-going -b html docs docs/_build/html`."""
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from specdens.version import __version__
+
+sys.path.insert(0, str(Path(__file__).parent / "_extensions"))
+
+project = "specdens"
+author = "The specdens authors"
+copyright = "The specdens authors"
+version = release = __version__
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.autosummary",
+    "numpydoc",
+    "mathml",
+    "public_names",
+]
+exclude_patterns = ["_build"]
+default_role = "py:obj"  # `name` in a docstring links to the name, where there is one
+
+# The page of an adapter needs its framework. All others build without.
+public_packages = ["specdens"]
+if find_spec("torch") and find_spec("specdens_torch"):
+    public_packages.append("specdens_torch")
+else:
+    exclude_patterns.append("reference/specdens_torch.*")
+    suppress_warnings = ["toc.excluded"]
+
+html_theme = "furo"
+html_title = f"specdens {release}"
+html_show_sourcelink = False
+html_show_copyright = False
+html_math_renderer = "mathml"  # drawn by the browser: pages need no network and no scripts
+
+myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+
+# Every page with code is run by the build. A failing cell fails it.
+nb_execution_mode = "auto"
+nb_execution_timeout = 300
+nb_execution_in_temp = True
+nb_execution_raise_on_error = True
+nb_execution_show_tb = True
+nb_output_stderr = "remove"  # progress bars
+nb_merge_streams = True
+
+autodoc_typehints = "none"  # the Parameters sections name types for readers
+autodoc_preserve_defaults = True
+autodoc_member_order = "bysource"
+maximum_signature_line_length = 80
+numpydoc_show_class_members = False
+numpydoc_validation_checks = {
+    *("GL01", "GL02", "GL03", "GL05", "GL06", "GL07", "GL09", "GL10"),
+    *("SS01", "SS02", "SS03", "SS04", "SS05", "YD01", "SA02", "SA03", "SA04"),
+    *("PR02", "PR03", "PR05", "PR06", "PR09", "PR10", "RT04", "RT05"),
+}

@@ -1,0 +1,30 @@
+"""A number with its standard error over the probes. NumPy only."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Estimate(NamedTuple):
+    """A number, or an array of numbers, and its standard error over the probes.
+
+    The standard error measures the randomness of the probes, not the finite number of steps or the
+    smoothing; it is nan with a single probe and 0 where nothing was estimated.
+    """
+
+    value: np.ndarray
+    stderr: np.ndarray
+
+    def __str__(self) -> str:
+        if np.ndim(self.value):
+            return f"Estimate(value={self.value}, stderr={self.stderr})"
+        return f"{float(self.value):.6g} ± {float(self.stderr):.2g}"
+
+
+def over_probes(samples: np.ndarray) -> Estimate:
+    """Return mean and standard error over the first axis (p, ...)."""
+    p = samples.shape[0]
+    spread = samples.std(axis=0, ddof=1) if p > 1 else np.full(samples.shape[1:], np.nan)
+    return Estimate(samples.mean(axis=0), spread / np.sqrt(p))
