@@ -1,5 +1,6 @@
 """Settings of the documentation: `sphinx-build -W --keep-going -b html docs docs/_build/html`."""
 
+import os
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +19,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "numpydoc",
-    "mathml",
+    "math_svg",
     "public_names",
 ]
 exclude_patterns = ["_build"]
@@ -36,12 +37,13 @@ html_theme = "furo"
 html_title = f"specdens {release}"
 html_show_sourcelink = False
 html_show_copyright = False
-html_math_renderer = "mathml"  # drawn by the browser: pages need no network and no scripts
+html_math_renderer = "svg"  # pages need no network and no scripts
 
 myst_enable_extensions = ["colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 
 # Every page with code is run by the build. A failing cell fails it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # small matrices: more threads would only wait
 nb_execution_mode = "auto"
 nb_execution_timeout = 300
 nb_execution_in_temp = True

@@ -12,9 +12,14 @@ Chebyshev-Markov-Stieltjes inequalities
 (Golub and Meurant 2010, ch. 6; Chen, Trogdon, Ubaru 2021, arXiv 2105.06595). If the Krylov space
 was exhausted, the rule is the measure itself. Where Ritz pairs are resolved, their part of
 :math:`\Psi_v` is known, and the inequalities are needed for the rest only: its Gauss rule has
-all its nodes in the bulk. A Ritz vector with residual r at distance g from the next node is an
-eigenvector up to an angle r / g, so that its weight w is known to :math:`2 \sqrt{w}\, r / g`;
-the band is wider by the sum of these.
+all its nodes in the bulk. Of a Ritz vector with residual r, the part that belongs to eigenvalues
+further than t from the Ritz value has norm r / t at most; so its weight w is moved by t in either
+direction and the band widened by :math:`2 \sqrt{w}\, r / t`, with t the geometric mean of r and the
+gap to the next node. Only vectors with r below a millionth of the gap are taken out, so that what
+they leave behind in the rest is of that order.
+
+Rounding is a perturbation of the matrix, which moves no eigenvalue further than its norm (Weyl);
+all points are moved by that much.
 
 *Probes.* For v uniform on the real sphere :math:`\Psi_v(x)` has the law Beta(k/2, (n-k)/2), with k
 the number of eigenvalues up to x, whose deviations are sub-Gaussian with variance proxy
@@ -31,7 +36,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from specdens.quadrature import KrylovRule, QuadratureRule, resolved_nodes
+from specdens.quadrature import KrylovRule, QuadratureRule, distances, resolved_nodes
 
 
 def probe_radius(dimension: int, num_probes: int, confidence: float, freedoms: int = 1) -> float:
@@ -60,8 +65,7 @@ def distribution_band(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return lower and upper bounds (q,) on the fraction of eigenvalues up to each x (q,).
 
-    Points are moved by the rule's resolution in the safe direction, since nodes are known to
-    rounding only.
+    Points are moved by the rule's resolution in the safe direction.
     """
     rest = rule.gauss if rule.bulk is None else rule.bulk
     p = len(rule.blocks)
@@ -97,11 +101,12 @@ def _resolved_bounds(rule: KrylovRule, i: int, x: np.ndarray) -> np.ndarray:
     used = np.isfinite(rule.shared.residuals[i])
     nodes, residuals = rule.shared.nodes[i, used], rule.shared.residuals[i, used]
     exact = resolved_nodes(nodes, residuals, rule.resolution)
-    gaps = np.diff(nodes, prepend=-np.inf, append=np.inf)
-    error = np.maximum(residuals, rule.resolution)[exact]
-    weights = rule.shared.weights[i, used][exact]
-    doubt = 2 * np.sum(np.sqrt(weights) * error / np.minimum(gaps[:-1], gaps[1:])[exact])
+    weights, residuals = rule.shared.weights[i, used][exact], residuals[exact]
+    ratios = np.sqrt(residuals / distances(nodes)[exact])  # r / t for t = sqrt(r g)
+    doubt = 2 * float(np.sum(np.sqrt(weights) * ratios))
+    reach = np.divide(residuals, ratios, out=np.zeros_like(ratios), where=ratios > 0)
+    reach += rule.resolution
     sums = np.concatenate([[0.0], np.cumsum(weights)])
-    below = np.searchsorted(nodes[exact] + error, x, side="right")
-    above = np.searchsorted(nodes[exact] - error, x, side="right")
+    below = np.searchsorted(nodes[exact] + reach, x, side="right")
+    above = np.searchsorted(nodes[exact] - reach, x, side="right")
     return np.stack([sums[below] - doubt, sums[above] + doubt])

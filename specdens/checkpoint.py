@@ -49,24 +49,16 @@ class Checkpoint:
             msg = f"every={self.every} must be at least 1 product."
             raise ValueError(msg)
 
-    def start(
-        self,
-        method: Method[Any],
-        settings: Mapping[str, Any],
-        space: VectorSpace,
-        state: RunState[Any] | None,
-    ) -> Callback:
+    def start(self, method: Method[Any], space: VectorSpace, state: RunState[Any]) -> Callback:
         """Write a first file, and return the callback that keeps it up to date."""
-        arguments = (method, settings, space)
-        if state is None:
-            save_run(self.path, RunState(), *arguments)
+        save_run(self.path, state, method, space, vectors=self.vectors)
 
         def save(progress: Progress) -> None:
             state = progress.state
             if state.current is None:
-                save_run(self.path, state, *arguments)
+                save_run(self.path, state, method, space)
             elif self.vectors and progress.done % self.every == 0:
-                save_run(self.path, state, *arguments, vectors=True)
+                save_run(self.path, state, method, space, vectors=True)
 
         return save
 
@@ -80,12 +72,11 @@ def save_run(
     path: str | Path,
     state: RunState[Any],
     method: Method[Any],
-    settings: Mapping[str, Any],
     space: VectorSpace,
     *,
     vectors: bool = False,
 ) -> None:
-    """Write a state and the settings it belongs to; with `vectors` the block in progress too.
+    """Write a state with its settings; with `vectors` the block in progress too.
 
     Parameters
     ----------
@@ -93,8 +84,6 @@ def save_run(
     state : RunState
     method : Method
         Knows how to take its part of the state to pieces.
-    settings : mapping
-        What must agree when the run is resumed, as JSON.
     space : VectorSpace
         The operator's.
     vectors : bool
@@ -104,7 +93,7 @@ def save_run(
         parts["current"] = method.to_arrays(space, state.current)
     header = {
         "format_version": _FORMAT,
-        "settings": dict(settings),
+        "settings": dict(state.settings),
         "next_probe": state.next_probe,
         "parts": list(parts),
     }
@@ -112,9 +101,13 @@ def save_run(
     write_npz(path, "checkpoint", header, arrays)
 
 
-def load_run(
-    path: str | Path, method: Method[Any], settings: Mapping[str, Any], space: VectorSpace
-) -> RunState[Any]:
+def saved_settings(path: str | Path) -> dict[str, Any]:
+    """Return the settings of the run that `save_run` wrote to `path`."""
+    settings: dict[str, Any] = read_npz(path, "checkpoint", _FORMAT)[0]["settings"]
+    return settings
+
+
+def load_run(path: str | Path, method: Method[Any], space: VectorSpace) -> RunState[Any]:
     """Return the state that `save_run` wrote to `path`, on the space's device.
 
     Raises
@@ -122,17 +115,9 @@ def load_run(
     FileNotFoundError
         If there is no such file.
     ValueError
-        If the file is damaged, or of a run with other settings.
+        If the file is damaged.
     """
     header, arrays = read_npz(path, "checkpoint", _FORMAT)
-    for key in sorted({*settings, *header["settings"]}):
-        theirs, ours = header["settings"].get(key), settings.get(key)
-        if theirs != ours:
-            msg = (
-                f"resume={str(path)!r} belongs to a run with {key}={theirs!r}, this one has "
-                f"{key}={ours!r}; pass the same settings, or delete the file to start afresh."
-            )
-            raise ValueError(msg)
     parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in header["parts"]}
     for name, value in arrays.items():
         part, _, key = name.partition("/")
@@ -142,4 +127,24 @@ def load_run(
         tuple(KrylovRule.from_arrays(named) for named in parts.values()),
         header["next_probe"],
         None if current is None else method.from_arrays(space, current),
+        header["settings"],
     )
+
+
+def check_settings(
+    theirs: Mapping[str, Any], ours: Mapping[str, Any], what: str = "resume"
+) -> None:
+    """Refuse to go on with a run of other settings.
+
+    Raises
+    ------
+    ValueError
+        Naming the first setting that differs.
+    """
+    for key in sorted({*ours, *theirs}):
+        if theirs.get(key) != ours.get(key):
+            msg = (
+                f"{what} belongs to a run with {key}={theirs.get(key)!r}, this one has "
+                f"{key}={ours.get(key)!r}; pass the same, or delete the file to start afresh."
+            )
+            raise ValueError(msg)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar
 
 import numpy as np
@@ -42,10 +42,11 @@ class RunState(Generic[S]):
     rules: tuple[KrylovRule, ...] = ()  # of the finished blocks of probes
     next_probe: int = 0
     current: S | None = None  # vectors of the block in progress; a small checkpoint leaves them out
+    settings: Mapping[str, Any] = field(default_factory=dict)  # what a run that goes on must share
 
 
 class Progress(NamedTuple):
-    """What a callback is told after every product."""
+    """What a callback is told after every product, and after every finished block of probes."""
 
     state: RunState[Any]
     done: int  # products so far, a block of probes counting as one
@@ -76,7 +77,8 @@ def iterate(
             current = method.step(operator, current)
             state = replace(state, current=current)
             yield state
-        state = RunState((*state.rules, method.finish(operator, current)), block.stop)
+        rules = (*state.rules, method.finish(operator, current))
+        state = replace(state, rules=rules, next_probe=block.stop, current=None)
         yield state
 
 

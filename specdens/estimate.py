@@ -20,7 +20,15 @@ class Estimate(NamedTuple):
     def __str__(self) -> str:
         if np.ndim(self.value):
             return f"Estimate(value={self.value}, stderr={self.stderr})"
-        return f"{float(self.value):.6g} ± {float(self.stderr):.2g}"
+        value, stderr = float(self.value), float(self.stderr)
+        if not (np.isfinite([value, stderr]).all() and stderr > 0):
+            return f"{value:.6g} ± {stderr:.2g}"
+        # Two digits of the error, and as many of the value as that leaves meaningful.
+        digits = 1 - int(np.floor(np.log10(stderr)))
+        if 0 <= digits <= 6:
+            return f"{value:.{digits}f} ± {stderr:.{digits}f}"
+        places = max(1, digits + int(np.floor(np.log10(max(abs(value), stderr)))) + 1)
+        return f"{value:.{places}g} ± {stderr:.2g}"
 
 
 def over_probes(samples: np.ndarray) -> Estimate:

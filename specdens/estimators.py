@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from specdens.backends import Array, dtype_name
-from specdens.checkpoint import Checkpoint, load_run
+from specdens.checkpoint import Checkpoint, check_settings, load_run, saved_settings
 from specdens.driver import Callback, RunState, run
 from specdens.measure import SpectralMeasure
 from specdens.methods.block import BlockLanczos
@@ -61,8 +61,10 @@ def slq(
         With the index of a probe it determines the probe, on every library, whatever `block_size`
         is.
     block_size : int, optional
-        Probes advanced together, as columns of one product. Changes memory and speed, not the
-        estimator. None takes as many as `memory_budget` allows.
+        Probes advanced together, as columns of one product. With reorthogonalization they share
+        their Krylov space: larger blocks resolve more eigenvalues and cost fewer passes over the
+        data, but each probe's own Gauss rule (`SpectralMeasure.plain`) stays the same. None
+        takes as many as `memory_budget` allows.
     reorthogonalize : bool, optional
         Keep all Lanczos vectors and orthogonalize against them. Without it, converged eigenvalues
         reappear as clusters of nodes (ghosts) whose weights still add up: densities stay valid, but
@@ -78,16 +80,18 @@ def slq(
         File to save the run to as it goes; a path alone keeps finished blocks of probes
         (kilobytes), and limits a block to a fifth of the probes unless `block_size` is given.
     resume : path or RunState, optional
-        An interrupted run of the same operator and settings to continue, to the same bits. May be
-        the same file as `checkpoint`; then a missing file means a fresh start.
+        An interrupted run of the same operator and settings to continue, to the same bits; a
+        `block_size` or `reorthogonalize` that is None is taken from it. May be the same file as
+        `checkpoint`; then a missing file means a fresh start.
     callback : callable, optional
-        Called after every product with a `Progress`.
+        Called with a `Progress` after every product and every finished block of probes.
 
     Returns
     -------
     SpectralMeasure
-        Nodes and weights of shape ``(num_probes, num_steps)``, in the unit of the eigenvalues, on
-        the host in float64.
+        In the unit of the eigenvalues, on the host in float64. ``plain()`` has nodes of shape
+        ``(num_probes, num_steps)``, the measure itself up to ``block_size * num_steps`` nodes per
+        row.
 
     Raises
     ------
@@ -120,6 +124,12 @@ def slq(
     A = aslinearoperator(A)  # noqa: N806
     num_probes = _count("num_probes", num_probes)
     num_steps = _steps(num_steps, A.space.dimension)
+    # What was chosen for the run to resume holds for its rest.
+    if resume is not None and _is_there(resume, checkpoint):
+        saved = resume.settings if isinstance(resume, RunState) else saved_settings(resume)
+        block_size = block_size or saved.get("block_size")
+        if reorthogonalize is None:
+            reorthogonalize = saved.get("reorthogonalize")
     method = _lanczos_method(A, num_steps, reorthogonalize, num_probes, memory_budget)
     if isinstance(checkpoint, str | Path):
         checkpoint = Checkpoint(checkpoint)
@@ -226,17 +236,15 @@ def _run(
         "dtype": dtype_name(space.dtype),
         "backend": space.backend.name,
     }
-    state = None
-    if isinstance(resume, RunState):
-        state = resume
-    elif resume is not None:
-        same = checkpoint is not None and Path(checkpoint.path) == Path(resume)
-        if Path(resume).exists() or not same:
-            state = load_run(resume, method, settings, space)
-    if state is not None and state.next_probe > num_probes:
+    state: RunState[Any] = RunState(settings=settings)
+    if resume is not None and _is_there(resume, checkpoint):
+        state = resume if isinstance(resume, RunState) else load_run(resume, method, space)
+        what = "resume" if isinstance(resume, RunState) else f"resume={str(resume)!r}"
+        check_settings(state.settings, settings, what)
+    if state.next_probe > num_probes:
         msg = f"num_probes={num_probes}, but the run to resume has finished {state.next_probe}."
         raise ValueError(msg)
-    callbacks = [] if checkpoint is None else [checkpoint.start(method, settings, space, state)]
+    callbacks = [] if checkpoint is None else [checkpoint.start(method, space, state)]
     rule = run(
         method,
         A,
@@ -261,6 +269,16 @@ def _run(
     return SpectralMeasure.from_rule(rule, space.dimension, provenance)
 
 
+def _is_there(
+    resume: RunState[Any] | str | Path, checkpoint: Checkpoint | str | Path | None
+) -> bool:
+    """Tell whether there is a run to go on with; a missing file means no if it is also written."""
+    if isinstance(resume, RunState):
+        return True
+    written = checkpoint.path if isinstance(checkpoint, Checkpoint) else checkpoint
+    return Path(resume).exists() or written is None or Path(written) != Path(resume)
+
+
 def _lanczos_method(
     A: LinearOperator,  # noqa: N803
     num_steps: int,
@@ -269,6 +287,7 @@ def _lanczos_method(
     memory_budget: int,
 ) -> Lanczos | BlockLanczos:
     """Choose whether to keep the basis: by the bytes of all probes, not by the block."""
+    _count("memory_budget", memory_budget)
     kept = BlockLanczos(num_steps)
     if reorthogonalize is None:
         reorthogonalize = kept.memory(A.space) * num_probes <= memory_budget

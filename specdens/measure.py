@@ -325,10 +325,30 @@ class SpectralMeasure:
         provenance = {**self.provenance, "seeds": seeds, "num_probes": len(rule.blocks)}
         return SpectralMeasure.from_rule(rule, self.dimension, provenance)
 
-    def plot(self, ax: Any = None, log: bool = True, **options: Any) -> Any:
-        """Draw the density on `ax`, outliers as stems; see `specdens.plotting.plot_density`."""
-        from specdens.plotting import plot_density  # imports matplotlib
+    def plot(
+        self, ax: Any = None, log: bool = True, *, kind: str = "density", **options: Any
+    ) -> Any:
+        """Draw the measure and return the matplotlib axes.
 
+        Parameters
+        ----------
+        ax : matplotlib Axes, optional
+            By default a new figure's.
+        log : bool
+            Logarithmic vertical axis, for the density.
+        kind : str
+            ``"density"`` with isolated eigenvalues as stems (`specdens.plotting.plot_density`), or
+            ``"cdf"`` with its certified band (`specdens.plotting.plot_cdf`).
+        **options
+            Passed on.
+        """
+        from specdens.plotting import plot_cdf, plot_density  # imports matplotlib
+
+        if kind not in ("density", "cdf"):
+            msg = f"kind={kind!r} must be 'density' or 'cdf'."
+            raise ValueError(msg)
+        if kind == "cdf":
+            return plot_cdf(self, ax, **options)
         return plot_density(self, ax, log=log, **options)
 
     def save(self, path: str | Path) -> None:
@@ -350,9 +370,10 @@ class SpectralMeasure:
     def __repr__(self) -> str:
         low, high = self.support
         return (
-            f"SpectralMeasure({self.num_probes} probes x {self.nodes.shape[1]} nodes of a "
-            f"{self.dimension}-dimensional operator: nodes in [{low:.6g}, {high:.6g}], "
-            f"mean {self.moment(1)}, {len(self.outliers)} outliers, smoothing {self.smoothing})"
+            f"SpectralMeasure of n={self.dimension} eigenvalues in [{low:.6g}, {high:.6g}]\n"
+            f"  {self.num_probes} probes x {self.nodes.shape[1]} nodes, "
+            f"{len(self.outliers)} eigenvalues resolved\n"
+            f"  trace {self.trace()}, smoothing {self.smoothing}"
         )
 
 

@@ -184,7 +184,7 @@ class FunctionOperator(Arithmetic):
         first = self.function(x[:, 0])
         try:
             y = self.function(x)
-            same_shape = tuple(y.shape) == tuple(x.shape)
+            same_shape = tuple(getattr(y, "shape", ())) == tuple(x.shape)
         except (TypeError, ValueError, IndexError, RuntimeError):
             same_shape = False  # a function of (n,) only; one that is broken fails again below
         scale = self.space.precision * self.space.dimension**0.5
@@ -232,6 +232,8 @@ def aslinearoperator(A: Any) -> LinearOperator:  # noqa: N803 (the field's name 
     """
     if isinstance(A, LinearOperator) and isinstance(A.space, VectorSpace):
         return A
+    if isinstance(A, list | tuple):
+        A = np.asarray(A)  # noqa: N806
     shape = getattr(A, "shape", None)
     if shape is None:
         msg = (

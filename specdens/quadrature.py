@@ -112,15 +112,19 @@ def rounding(precision: float, nodes: np.ndarray) -> float:
 
 
 def resolved_nodes(nodes: np.ndarray, residuals: np.ndarray, resolution: float) -> np.ndarray:
-    """Tell which ascending Ritz values are eigenvalues beyond doubt, and their vectors
-    eigenvectors.
+    """Tell which ascending Ritz values are eigenvalues beyond doubt, vectors included.
 
-    Residual and rounding must be below a thousandth of the distance to the next node, a test that
-    needs no scale.
+    The residual must be below a millionth of the distance to the next node, and that distance above
+    rounding.
     """
+    gaps = distances(nodes)
+    return (residuals <= 1e-6 * gaps) & (gaps > 2 * resolution)
+
+
+def distances(nodes: np.ndarray) -> np.ndarray:
+    """Return how far each of some ascending nodes is from the next one on either side."""
     gaps = np.diff(nodes, prepend=-np.inf, append=np.inf)
-    error = np.maximum(residuals, resolution)
-    return error <= RESOLVED * np.minimum(gaps[:-1], gaps[1:])
+    return np.minimum(gaps[:-1], gaps[1:])
 
 
 def gauss_rule(alphas: np.ndarray, betas: np.ndarray) -> tuple[QuadratureRule, list[np.ndarray]]:

@@ -10,8 +10,8 @@ idea). The rule here:
    reorthogonalization are counted together. So are nodes that are not resolved by themselves and
    nearer than their residuals.
 2. Such a cluster is *resolved* if its residuals, and its width where that is more than rounding,
-   are below `RESOLVED` times its distance to the next node that carries weight; below rounding if
-   there is no other. The test is relative to the gap, not to the norm, and needs no scale.
+   are below `RESOLVED` times its distance to the next node that carries weight; a few roundings
+   if there is no other. The test is relative to the gap, not to the norm, and needs no scale.
 3. It is *found* if it is resolved in at least half of the blocks of probes, and every other block
    has a node that can only be it (nearer than `_MATCHED` times that node's own gap).
 4. Its multiplicity k is how often it occurs among the Ritz values of a block. A block of b probes
@@ -161,7 +161,8 @@ def _clusters(rule: KrylovRule, rows: np.ndarray, dimension: int) -> list[_Clust
         residual = residuals[columns].min() if tight else residuals[columns].max() + width
         gap = float(min(between[i], between[i + 1]))
         # A lone cluster may be a spectrum of which nothing is known yet: its gap says nothing.
-        limit = RESOLVED * gap if np.isfinite(gap) else rule.resolution
+        # Many copies of one eigenvalue spread over a few times the rounding of one.
+        limit = RESOLVED * gap if np.isfinite(gap) else 8 * rule.resolution
         clusters.append(
             _Cluster(
                 columns,

@@ -32,6 +32,9 @@ def write_npz(
 ) -> None:
     """Write `arrays` and a JSON `header` to `path`: the file is complete or it is the old one."""
     path = Path(path)
+    if not path.parent.is_dir():
+        msg = f"path={str(path)!r}: there is no folder {str(path.parent)!r}; make it first."
+        raise FileNotFoundError(msg)
     text = json.dumps({"kind": kind, **header}, default=str)
     descriptor, temporary = tempfile.mkstemp(
         dir=path.parent or ".", prefix=path.name, suffix=".part"
@@ -39,7 +42,7 @@ def write_npz(
     try:
         with os.fdopen(descriptor, "wb") as file:
             contents: dict[str, Any] = {_HEADER: np.array(text), **arrays}
-            np.savez_compressed(file, **contents)
+            np.savez(file, **contents)  # numbers as random as these do not compress
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

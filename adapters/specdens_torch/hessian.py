@@ -43,9 +43,10 @@ class Hessian(RiskMatrix):
     TypeError
         If `x` is not a tensor, or has another dtype.
 
-    Notes ----- Where a loss or activation has a kink, such as ReLU, the Hessian is that of the
-    smooth pieces. In half precision products are computed in that precision and added up in
-    float32.
+    Notes
+    -----
+    Where a loss or activation has a kink, such as ReLU, the Hessian is that of the smooth pieces.
+    In half precision products are computed in that precision and added up in float32.
 
     References
     ----------

@@ -17,10 +17,13 @@ import array_api_extra as xpx
 from specdens.backends import Array, Backend, DType
 
 
-def row_blocks(x: Array) -> Iterator[slice]:
-    """Yield slices of rows; all at once for arrays that only a compiler can update (JAX)."""
+def row_blocks(x: Array, num_elements: int = 2**15) -> Iterator[slice]:
+    """Yield slices of at most 16 blocks of rows, each of `num_elements` at least.
+
+    Arrays that only a compiler can update (JAX) come whole.
+    """
     n, p = x.shape
-    rows = max(n // 16 + 1, 2**15 // p) if compat.is_writeable_array(x) else n
+    rows = max(n // 16 + 1, num_elements // p) if compat.is_writeable_array(x) else n
     for start in range(0, n, rows):
         yield slice(start, min(start + rows, n))
 
@@ -91,7 +94,9 @@ def remove(w: Array, q: Array) -> Array:
     """Return W without its components along orthonormal q_i, in place where that is possible."""
     xp = compat.array_namespace(w)
     components = xp.matmul(w, xp.permute_dims(_conj(q, xp), (1, 0)))
-    w -= xp.matmul(components, q)
+    # In pieces: a temporary array of full size would cost as much as both products.
+    for part in row_blocks(xp.permute_dims(w, (1, 0)), num_elements=2**18):
+        w = xpx.at(w)[:, part].subtract(xp.matmul(components, q[:, part]))
     return w
 
 
