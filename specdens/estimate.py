@@ -21,8 +21,8 @@ class Estimate(NamedTuple):
         if np.ndim(self.value):
             return f"Estimate(value={self.value}, stderr={self.stderr})"
         value, stderr = float(self.value), float(self.stderr)
-        if not (np.isfinite([value, stderr]).all() and stderr > 0):
-            return f"{value:.6g} ± {stderr:.2g}"
+        if not (np.isfinite([value, stderr]).all() and stderr > 1e-12 * abs(value)):
+            return f"{value:.6g} ± {stderr:.1g}"
         # Two digits of the error, and as many of the value as that leaves meaningful.
         digits = 1 - int(np.floor(np.log10(stderr)))
         if 0 <= digits <= 6:
