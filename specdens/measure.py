@@ -18,11 +18,10 @@ from specdens.bands import distribution_band
 from specdens.estimate import Estimate, over_probes
 from specdens.quadrature import KrylovRule
 from specdens.sharpening import Outliers, resolved, sharpen
-from specdens.smoothing import Chebyshev, Gaussian, Lorentzian, Smoothing, jackson
+from specdens.smoothing import Gaussian, Smoothing, describe_smoothing, make_smoothing
 from specdens.storage import read_npz, write_npz
 
 _FORMAT = 1
-_SMOOTHINGS = {kind.__name__: kind for kind in (Gaussian, Lorentzian, Chebyshev)}
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -353,7 +352,7 @@ class SpectralMeasure:
 
     def save(self, path: str | Path) -> None:
         """Write the measure to a ``.npz`` file: arrays, and a JSON header with the provenance."""
-        name, parameters = _describe_smoothing(self.smoothing)
+        name, parameters = describe_smoothing(self.smoothing)
         header = {
             "format_version": _FORMAT,
             "dimension": self.dimension,
@@ -397,24 +396,8 @@ def load(path: str | Path) -> SpectralMeasure:
         arrays["nodes"],
         arrays["weights"],
         header["dimension"],
-        _make_smoothing(header["smoothing"], header["smoothing_parameters"]),
+        make_smoothing(header["smoothing"], header["smoothing_parameters"]),
         Outliers(**parts["outliers"]),
         KrylovRule.from_arrays(parts["rule"]) if parts["rule"] else None,
         header["provenance"],
     )
-
-
-def _describe_smoothing(smoothing: Smoothing) -> tuple[str, dict[str, Any]]:
-    name = type(smoothing).__name__
-    parameters = dict(vars(smoothing))
-    if name not in _SMOOTHINGS or parameters.pop("damping", jackson) is not jackson:
-        msg = f"smoothing={smoothing!r} is not specdens' own and cannot be saved; replace it first."
-        raise ValueError(msg)
-    return name, parameters
-
-
-def _make_smoothing(name: str, parameters: dict[str, Any]) -> Smoothing:
-    if "interval" in parameters:
-        parameters = {**parameters, "interval": tuple(parameters["interval"])}
-    smoothing: Smoothing = _SMOOTHINGS[name](**parameters)
-    return smoothing

@@ -226,7 +226,7 @@ def aslinearoperator(A: Any) -> LinearOperator:  # noqa: N803 (the field's name 
     >>> import numpy as np
     >>> A = aslinearoperator(np.array([[2, 1], [1, 2]]))
     >>> A @ np.array([1.0, -1.0])
-    array([1., -1.])
+    array([ 1., -1.])
     >>> (3.0 * A - A).space.dimension
     2
     """

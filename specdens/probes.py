@@ -72,7 +72,10 @@ def from_vectors(vectors: Array) -> ProbeSampler:
 
     def given(space: VectorSpace, seed: int, index: int) -> Array:
         if columns.shape[0] != space.dimension:
-            msg = f"vectors has length {columns.shape[0]}, the operator {space.dimension}."
+            msg = (
+                f"vectors has length {columns.shape[0]}, the operator's dimension is "
+                f"{space.dimension}."
+            )
             raise ValueError(msg)
         if index >= columns.shape[1]:
             msg = f"vectors has {columns.shape[1]} columns; pass num_probes <= {columns.shape[1]}."

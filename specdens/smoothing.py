@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from scipy.special import ndtr
@@ -209,3 +209,33 @@ def _check_width(width: float, *, zero_allowed: bool) -> None:
     if not np.isfinite(width) or width < 0 or (width == 0 and not zero_allowed):
         msg = f"width={width} must be a positive finite number, in the unit of the eigenvalues."
         raise ValueError(msg)
+
+
+_KINDS: dict[str, Callable[..., Smoothing]] = {
+    "Gaussian": Gaussian,
+    "Lorentzian": Lorentzian,
+    "Chebyshev": Chebyshev,
+}
+
+
+def describe_smoothing(smoothing: Smoothing) -> tuple[str, dict[str, Any]]:
+    """Return name and parameters of one of the smoothings above, for a file.
+
+    Raises
+    ------
+    ValueError
+        If it is another, or has a damping other than `jackson`.
+    """
+    name = type(smoothing).__name__
+    parameters = dict(vars(smoothing))
+    if name not in _KINDS or parameters.pop("damping", jackson) is not jackson:
+        msg = f"smoothing={smoothing!r} is not specdens' own and cannot be saved; replace it first."
+        raise ValueError(msg)
+    return name, parameters
+
+
+def make_smoothing(name: str, parameters: dict[str, Any]) -> Smoothing:
+    """Return the smoothing that `describe_smoothing` took apart."""
+    if "interval" in parameters:
+        parameters = {**parameters, "interval": tuple(parameters["interval"])}
+    return _KINDS[name](**parameters)

@@ -303,7 +303,7 @@ class _WithoutProduct:
     ("thing", "error", "text"),
     [
         (3.0, TypeError, "operator has type float; expected an object with .space and @"),
-        ([[1.0]], TypeError, "operator has type list"),
+        ([1.0, 2.0], ValueError, r"operator has shape \(2,\)"),
         (None, TypeError, "operator has type NoneType"),
         (_WithoutProduct(), TypeError, "has .shape but neither @ nor matvec nor matmat"),
         (np.zeros((2, 3)), ValueError, r"operator has shape \(2, 3\); a spectrum needs a square"),

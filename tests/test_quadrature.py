@@ -94,7 +94,7 @@ def _krylov_rule(p, m, sketch):
     part = QuadratureRule(np.arange(p * m, dtype=float).reshape(p, m), np.full((p, m), 1 / m),
                           np.zeros((p, m)))  # fmt: skip
     blocks = np.zeros(p, dtype=int)
-    return KrylovRule(part, part, blocks, np.ones((p, m, sketch), np.float32), 1e-9 * m)
+    return KrylovRule(part, part, part, blocks, np.ones((p, m, sketch), np.float32), 1e-9 * m)
 
 
 def test_joined_runs_keep_their_blocks_apart():
