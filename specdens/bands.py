@@ -16,10 +16,11 @@ all its nodes in the bulk. Of a Ritz vector with residual r, the part that belon
 further than t from the Ritz value has norm r / t at most; so its weight w is moved by t in either
 direction and the band widened by :math:`2 \sqrt{w}\, r / t`, with t the geometric mean of r and the
 gap to the next node. Only vectors with r below a millionth of the gap are taken out, so that what
-they leave behind in the rest is of that order.
+they leave behind in the rest is of that order. The recurrence of the rest ends where it leaves the
+common Krylov space by more than `LEAK` times the range of its nodes.
 
-Rounding is a perturbation of the matrix, which moves no eigenvalue further than its norm (Weyl);
-all points are moved by that much.
+Rounding and that leak are perturbations of the matrix, which move no eigenvalue further than their
+norm (Weyl); all points are moved by that much.
 
 *Probes.* For v uniform on the real sphere :math:`\Psi_v(x)` has the law Beta(k/2, (n-k)/2), with k
 the number of eigenvalues up to x, whose deviations are sub-Gaussian with variance proxy
@@ -36,7 +37,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from specdens.quadrature import KrylovRule, QuadratureRule, distances, resolved_nodes
+from specdens.quadrature import LEAK, KrylovRule, QuadratureRule, distances, resolved_nodes
 
 
 def probe_radius(dimension: int, num_probes: int, confidence: float, freedoms: int = 1) -> float:
@@ -87,10 +88,12 @@ def _quadrature_bounds(
     """Return the Chebyshev-Markov-Stieltjes bounds (2, q) of one row's Gauss rule."""
     used = np.isfinite(rule.residuals[i]) & (rule.weights[i] > 0)
     nodes, weights, residuals = rule.nodes[i, used], rule.weights[i, used], rule.residuals[i, used]
-    slack = 0 if (residuals <= resolution).all() else 1
+    exhausted = bool((residuals <= resolution).all())
+    slack = 0 if exhausted else 1
+    reach = resolution if exhausted else resolution + LEAK * np.ptp(nodes)
     sums = np.concatenate([[0.0], np.cumsum(weights)])
-    above = np.searchsorted(nodes, x + resolution, side="right")
-    below = np.searchsorted(nodes, x - resolution, side="right")
+    above = np.searchsorted(nodes, x + reach, side="right")
+    below = np.searchsorted(nodes, x - reach, side="right")
     return np.stack(
         [sums[np.maximum(below - slack, 0)], sums[np.minimum(above + slack, len(nodes))]]
     )
@@ -101,7 +104,8 @@ def _resolved_bounds(rule: KrylovRule, i: int, x: np.ndarray) -> np.ndarray:
     used = np.isfinite(rule.shared.residuals[i])
     nodes, residuals = rule.shared.nodes[i, used], rule.shared.residuals[i, used]
     exact = resolved_nodes(nodes, residuals, rule.resolution)
-    weights, residuals = rule.shared.weights[i, used][exact], residuals[exact]
+    weights = rule.shared.weights[i, used][exact]
+    residuals = np.maximum(residuals[exact], rule.resolution)
     ratios = np.sqrt(residuals / distances(nodes)[exact])  # r / t for t = sqrt(r g)
     doubt = 2 * float(np.sum(np.sqrt(weights) * ratios))
     reach = np.divide(residuals, ratios, out=np.zeros_like(ratios), where=ratios > 0)

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike
 
 from specdens.bands import distribution_band
 from specdens.estimate import Estimate, over_probes
-from specdens.quadrature import KrylovRule
+from specdens.quadrature import KrylovRule, step_distance
 from specdens.sharpening import Outliers, resolved, sharpen
 from specdens.smoothing import Gaussian, Smoothing, describe_smoothing, make_smoothing
 from specdens.storage import read_npz, write_npz
@@ -278,11 +278,7 @@ class SpectralMeasure:
         if not isinstance(other, SpectralMeasure):
             values = np.asarray(other, dtype=np.float64).ravel()
             other = SpectralMeasure(values, np.full(values.shape, 1 / values.size), values.size)
-        (a, f), (b, g) = self._steps(), other._steps()
-        grid = np.sort(np.concatenate([a, b]))
-        left = np.concatenate([[0.0], f])[np.searchsorted(a, grid[:-1], side="right")]
-        right = np.concatenate([[0.0], g])[np.searchsorted(b, grid[:-1], side="right")]
-        return float(np.sum(np.abs(left - right) * np.diff(grid)))
+        return step_distance(*self._steps(), *other._steps())
 
     def plain(self) -> SpectralMeasure:
         """Return the measure of the rule as computed, without outliers at their exact mass."""

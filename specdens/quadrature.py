@@ -13,6 +13,10 @@ import scipy.linalg
 RESOLVED = 1e-3
 
 
+#: Part of the range of the nodes by which a recurrence may leave the space that it runs in.
+LEAK = 1e-4
+
+
 @dataclass(frozen=True, eq=False)
 class QuadratureRule:
     """Nodes and weights for the measures that p probes see, one row per probe.
@@ -114,11 +118,11 @@ def rounding(precision: float, nodes: np.ndarray) -> float:
 def resolved_nodes(nodes: np.ndarray, residuals: np.ndarray, resolution: float) -> np.ndarray:
     """Tell which ascending Ritz values are eigenvalues beyond doubt, vectors included.
 
-    The residual must be below a millionth of the distance to the next node, and that distance above
-    rounding.
+    The residual must be below a millionth of the distance to the next node, and rounding below a
+    thousandth.
     """
     gaps = distances(nodes)
-    return (residuals <= 1e-6 * gaps) & (gaps > 2 * resolution)
+    return (residuals <= 1e-6 * gaps) & (resolution <= 1e-3 * gaps)
 
 
 def distances(nodes: np.ndarray) -> np.ndarray:
@@ -127,7 +131,9 @@ def distances(nodes: np.ndarray) -> np.ndarray:
     return np.minimum(gaps[:-1], gaps[1:])
 
 
-def gauss_rule(alphas: np.ndarray, betas: np.ndarray) -> tuple[QuadratureRule, list[np.ndarray]]:
+def gauss_rule(
+    alphas: Sequence[np.ndarray] | np.ndarray, betas: Sequence[np.ndarray] | np.ndarray
+) -> tuple[QuadratureRule, list[np.ndarray]]:
     """Return the Gauss rules of p Jacobi matrices, and the eigenvectors of each matrix.
 
     Nodes are the eigenvalues of the tridiagonal matrix, weights the squared first components of its
@@ -136,8 +142,8 @@ def gauss_rule(alphas: np.ndarray, betas: np.ndarray) -> tuple[QuadratureRule, l
 
     Parameters
     ----------
-    alphas, betas : ndarray of shape (p, m)
-        Diagonal, and off-diagonal with the norm of the last residual in ``betas[:, -1]``. A zero in
+    alphas, betas : p arrays of length m, which may differ
+        Diagonal, and off-diagonal with the norm of the last residual in ``betas[i][-1]``. A zero in
         `betas` ends its row: the Krylov space is invariant and the rule exact.
     """
     rules, eigenvectors = [], []
@@ -148,7 +154,7 @@ def gauss_rule(alphas: np.ndarray, betas: np.ndarray) -> tuple[QuadratureRule, l
         residuals = np.abs(beta[k - 1] * vectors[-1])
         rules.append(QuadratureRule(theta[None], vectors[:1] ** 2, residuals[None]))
         eigenvectors.append(vectors)
-    return QuadratureRule.concatenate(rules).padded(alphas.shape[1]), eigenvectors
+    return QuadratureRule.concatenate(rules), eigenvectors
 
 
 def jacobi_matrix(
@@ -173,8 +179,9 @@ def jacobi_matrix(
 
     Returns
     -------
-    alphas, betas : ndarray of shape (num_steps,)
-        Padded with zeros after a breakdown.
+    alphas, betas : ndarray of shape (m,)
+        As many as are known, at most `num_steps`: the recurrence ends where the next vector would
+        leave the space. The last beta is the norm of what comes next, 0 if nothing does.
     """
     alphas, betas = np.zeros(num_steps), np.zeros(num_steps)
     q = amplitudes / np.linalg.norm(amplitudes)
@@ -187,12 +194,18 @@ def jacobi_matrix(
         for _ in range(2):
             w = w - known.T @ (known.conj() @ w)
         inside = np.linalg.norm(w)
-        if j + 1 == num_steps:  # only this residual can leave the space
-            residual = float(np.hypot(inside, np.linalg.norm(tails @ q)))
-            betas[j] = residual if residual > floor else 0.0
-        elif inside > floor:
-            betas[j] = inside
-            q = w / inside
-        else:
+        outside = float(np.linalg.norm(tails @ q))
+        residual = float(np.hypot(inside, outside))
+        betas[j] = residual if residual > floor else 0.0
+        if j + 1 == num_steps or inside <= floor or outside > floor + LEAK * np.ptp(nodes):
             break
-    return alphas, betas
+        q = w / inside
+    return alphas[: j + 1], betas[: j + 1]
+
+
+def step_distance(a: np.ndarray, f: np.ndarray, b: np.ndarray, g: np.ndarray) -> float:
+    """Return the area between two step functions of values f, g just after the ascending a, b."""
+    grid = np.sort(np.concatenate([a, b]))
+    left = np.concatenate([[0.0], f])[np.searchsorted(a, grid[:-1], side="right")]
+    right = np.concatenate([[0.0], g])[np.searchsorted(b, grid[:-1], side="right")]
+    return float(np.sum(np.abs(left - right) * np.diff(grid)))

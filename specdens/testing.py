@@ -101,8 +101,13 @@ def _check_kind(product: Array, x: Array, space: VectorSpace, shape: str) -> Non
             f"space says {space.device} ({space.backend.name})."
         )
         raise ValueError(msg)
-    if not bool(space.backend.xp.all(space.backend.xp.isfinite(product))):
-        msg = "operator is not finite: A @ x holds NaN or Inf for a random unit vector x."
+    xp = space.backend.xp
+    bad = int(xp.sum(xp.astype(~xp.isfinite(product), xp.int32)))
+    if bad:
+        size = int(np.prod(product.shape))
+        msg = (
+            f"operator is not finite: {bad} of {size} entries of A @ x are NaN or Inf, for unit x."
+        )
         raise ValueError(msg)
 
 

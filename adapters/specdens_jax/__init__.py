@@ -1,1 +1,1 @@
-"""Curvature of JAX models as specdens operators. Empty so far: JAX arrays work in every estimator."""
+"""Curvature of JAX models. Empty so far; JAX arrays and sparse matrices work in every estimator."""

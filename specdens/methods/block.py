@@ -76,7 +76,8 @@ class BlockLanczos:
         q, k = state.basis[-1], len(state.diagonal)
         xp = space.backend.xp
         w = xp.permute_dims(multiply(operator, xp.permute_dims(q, (1, 0))), (1, 0))
-        m = space.to_numpy(do.inner(q, w))
+        with np.errstate(invalid="ignore", over="ignore"):  # told below, with advice
+            m = space.to_numpy(do.inner(q, w))
         check_finite(m, "the diagonal block", k)
         m = (m + m.conj().T) / 2
         w = w - do.combine(q, space.from_numpy(m))
@@ -131,7 +132,7 @@ class BlockLanczos:
             jacobi_matrix(theta, amplitudes[:, i], tails, self.num_steps, resolution)
             for i in range(p)
         ]
-        gauss, _ = gauss_rule(*(np.array(part) for part in zip(*jacobi, strict=True)))
+        gauss, _ = gauss_rule(*zip(*jacobi, strict=True))
         exact = resolved_nodes(theta, residuals, resolution)
         bulk = self._bulk_rule(theta, amplitudes, tails, exact, resolution)
         if p > 1:  # the common space counts multiplicities
@@ -152,8 +153,9 @@ class BlockLanczos:
         """Return every probe's Gauss rule for what it sees beside the resolved Ritz vectors.
 
         The Krylov space of a probe without its components in invariant directions lies in the
-        common space, so this too needs no product. Its weights sum to the mass that is not
-        resolved.
+        common space, so this too needs no product. It ends where products of its vectors leave the
+        common space: resolved vectors take dimensions away. Its weights sum to the mass that is
+        not resolved.
         """
         p = amplitudes.shape[1]
         masses = np.linalg.norm(amplitudes[~exact], axis=0) ** 2
@@ -165,7 +167,7 @@ class BlockLanczos:
             else (np.zeros(self.num_steps), np.zeros(self.num_steps))
             for i in range(p)
         ]
-        rule, _ = gauss_rule(*(np.array(part) for part in zip(*coefficients, strict=True)))
+        rule, _ = gauss_rule(*zip(*coefficients, strict=True))
         rule = rule.padded(self.num_steps)
         return QuadratureRule(rule.nodes, rule.weights * masses[:, None], rule.residuals)
 
