@@ -165,6 +165,9 @@ class _Restricted(Arithmetic):
 
     def __matmul__(self, x: Array, /) -> Array:
         xp = self.space.backend.xp
+        if x.shape[0] != self.space.dimension:  # `take` would not notice
+            msg = f"x has length {x.shape[0]}, the restricted operator {self.space.dimension}."
+            raise ValueError(msg)
         zero = xp.zeros((1, *x.shape[1:]), dtype=x.dtype, device=self.space.device)
         whole = xp.take(xp.concat([x, zero], axis=0), self.places, axis=0)
         return xp.take(self.operator @ whole, self.indices, axis=0)

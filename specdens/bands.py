@@ -68,11 +68,11 @@ def distribution_band(
 
     Points are moved by the rule's resolution in the safe direction.
     """
-    rest = rule.gauss if rule.bulk is None else rule.bulk
+    rest, leak = (rule.gauss, 0.0) if rule.bulk is None else (rule.bulk, LEAK)
     p = len(rule.blocks)
     lower, upper = np.zeros(x.shape), np.zeros(x.shape)
     for i in range(p):
-        bounds = _quadrature_bounds(rest, i, x, rule.resolution)
+        bounds = _quadrature_bounds(rest, i, x, rule.resolution, leak)
         if rule.bulk is not None:
             bounds += _resolved_bounds(rule, i, x)
         lower += bounds[0] / p
@@ -83,14 +83,14 @@ def distribution_band(
 
 
 def _quadrature_bounds(
-    rule: QuadratureRule, i: int, x: np.ndarray, resolution: float
+    rule: QuadratureRule, i: int, x: np.ndarray, resolution: float, leak: float
 ) -> np.ndarray:
     """Return the Chebyshev-Markov-Stieltjes bounds (2, q) of one row's Gauss rule."""
     used = np.isfinite(rule.residuals[i]) & (rule.weights[i] > 0)
     nodes, weights, residuals = rule.nodes[i, used], rule.weights[i, used], rule.residuals[i, used]
     exhausted = bool((residuals <= resolution).all())
     slack = 0 if exhausted else 1
-    reach = resolution if exhausted else resolution + LEAK * np.ptp(nodes)
+    reach = resolution + (0.0 if exhausted else leak * float(np.ptp(nodes)))
     sums = np.concatenate([[0.0], np.cumsum(weights)])
     above = np.searchsorted(nodes, x + reach, side="right")
     below = np.searchsorted(nodes, x - reach, side="right")

@@ -201,6 +201,9 @@ def lanczos(
     array([0.5, 0.5])
     """
     A = aslinearoperator(A)  # noqa: N806
+    if start is not None and getattr(start, "ndim", None) != 1:
+        msg = f"start has shape {getattr(start, 'shape', None)}; expected an array of shape (n,)."
+        raise ValueError(msg)
     num_steps = _steps(num_steps, A.space.dimension)
     method = _lanczos_method(A, num_steps, reorthogonalize, 1, memory_budget)
     settings = {

@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from specdens.backends import Array, backend_of
+from specdens.backends import Array, backend_of, dtype_name
 from specdens.spaces import VectorSpace
 
 #: ``sampler(space, seed, index) -> (n,)``, a host array or one of the space's own library.
@@ -96,7 +96,7 @@ def draw(sampler: ProbeSampler, space: VectorSpace, seed: int, indices: range) -
     Raises
     ------
     ValueError
-        If a probe has the wrong shape, is zero or is not finite.
+        If a probe has the wrong shape, is zero, not finite, or complex for a real operator.
     """
     host: np.ndarray | None = None
     moved = []
@@ -104,6 +104,9 @@ def draw(sampler: ProbeSampler, space: VectorSpace, seed: int, indices: range) -
         v = sampler(space, seed, index)
         if tuple(v.shape) != (space.dimension,):
             msg = f"probe {index} has shape {tuple(v.shape)}; expected ({space.dimension},)."
+            raise ValueError(msg)
+        if not space.is_complex and dtype_name(v.dtype).startswith("complex"):
+            msg = f"probe {index} is complex, the operator real; pass a real probe."
             raise ValueError(msg)
         if backend_of(v) is space.backend and space.backend.name != "numpy":
             moved.append(_unit(v, space, index))

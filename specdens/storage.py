@@ -35,7 +35,7 @@ def write_npz(
     if not path.parent.is_dir():
         msg = f"path={str(path)!r}: there is no folder {str(path.parent)!r}; make it first."
         raise FileNotFoundError(msg)
-    text = json.dumps({"kind": kind, **header}, default=str)
+    text = json.dumps({"kind": kind, "arrays": sorted(arrays), **header}, default=str)
     descriptor, temporary = tempfile.mkstemp(
         dir=path.parent or ".", prefix=path.name, suffix=".part"
     )
@@ -67,6 +67,9 @@ def read_npz(
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         header = json.loads(str(arrays.pop(_HEADER)))
+        if sorted(arrays) != header["arrays"]:
+            msg = f"it holds {sorted(arrays)}, not {header['arrays']}"
+            raise KeyError(msg)
         found = header["kind"], header["format_version"]
     except FileNotFoundError:
         raise

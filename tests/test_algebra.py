@@ -246,6 +246,21 @@ def test_to_scipy_keeps_single_precision():
     assert to_scipy(torch.tensor(_MATRIX, dtype=torch.float16)).dtype == np.float32
 
 
+def test_vectors_of_another_length_are_refused():
+    operators = [
+        shift(_MATRIX, 1.0),
+        low_rank(np.eye(8, 2), [1.0, 2.0]),
+        project_out(_MATRIX, np.ones(8)),
+        restrict(np.eye(12), range(8)),
+        aslinearoperator(_MATRIX),
+        on_backend(_MATRIX, "numpy"),
+    ]
+    for operator in operators:
+        for length in (7, 9):
+            with pytest.raises(ValueError, match=r"length|mismatch"):
+                operator @ np.ones((length, 2))
+
+
 def test_combined_operators_print_what_they_are():
     inner = repr(aslinearoperator(_MATRIX))
     assert repr(shift(_MATRIX, 2.0)) == f"1 * {inner} + 2 * I"

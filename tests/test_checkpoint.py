@@ -1,4 +1,4 @@
-"""StopHereError runs go on to the same bits; damaged and foreign files are refused."""
+"""Interrupted runs go on to the same bits; damaged and foreign files are refused."""
 
 import os
 import signal
@@ -22,7 +22,7 @@ from specdens import (
     slq,
 )
 from specdens.storage import write_npz
-from tests.cases import CountingOperator, dense, diagonal, same_bits
+from tests.cases import CountingOperator, dense, diagonal, move, same_bits
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = {"num_probes": 6, "num_steps": 8, "block_size": 2, "seed": 3}
@@ -122,6 +122,83 @@ def test_a_truncated_checkpoint_says_so(matrix, tmp_path, keep):
     path.write_bytes(content[:keep])
     with pytest.raises(ValueError, match="truncated"):
         slq(matrix, resume=path, **OPTIONS)
+
+
+@pytest.mark.parametrize("content", [b"", b"garbage", b"PK\x03\x04" + bytes(200)])
+def test_garbage_is_refused(matrix, tmp_path, content):
+    path = tmp_path / "run.npz"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="damaged or truncated, or not a specdens checkpoint"):
+        slq(matrix, resume=path, **OPTIONS)
+
+
+def test_arrays_of_another_program_are_refused(matrix, tmp_path):
+    path = tmp_path / "run.npz"
+    np.savez(path, x=np.ones(3))
+    with pytest.raises(ValueError, match="not a specdens checkpoint"):
+        slq(matrix, resume=path, **OPTIONS)
+    np.save(tmp_path / "run.npy", np.ones(3))
+    with pytest.raises(ValueError, match="not a specdens checkpoint"):
+        slq(matrix, resume=tmp_path / "run.npy", **OPTIONS)
+
+
+def test_pickles_are_never_read(tmp_path):
+    path = tmp_path / "measure.npz"
+    np.savez(path, header=np.array([{"kind": "measure"}], dtype=object))
+    with pytest.raises(ValueError, match="allow_pickle=False"):
+        load(path)
+
+
+def test_altered_bytes_are_noticed_or_harmless(tmp_path):
+    path = tmp_path / "measure.npz"
+    measure = slq(diagonal(np.linspace(0, 1, 50)), num_probes=2, num_steps=6)
+    measure.save(path)
+    content = path.read_bytes()
+    damaged = 0
+    for place in range(0, len(content), 101):
+        altered = bytearray(content)
+        altered[place] ^= 0xFF
+        path.write_bytes(altered)
+        try:
+            assert same_bits(load(path), measure)  # metadata of the archive that nobody reads
+        except ValueError:
+            damaged += 1
+    assert damaged > 20
+
+
+@pytest.mark.parametrize("vectors", [True, False])
+@pytest.mark.parametrize("reorthogonalize", [True, False])
+def test_an_interrupt_inside_a_product_leaves_a_valid_file(tmp_path, vectors, reorthogonalize):
+    path = tmp_path / "run.npz"
+    values = np.linspace(0, 1, 40)[:, None]
+    calls = []
+
+    def multiply(x):
+        calls.append(1)
+        if len(calls) == 13:
+            raise KeyboardInterrupt
+        return values * x
+
+    operator = FunctionOperator(multiply, VectorSpace.like(values), blocks=True)
+    options = OPTIONS | {"reorthogonalize": reorthogonalize}
+    with pytest.raises(KeyboardInterrupt):
+        slq(operator, checkpoint=Checkpoint(path, vectors=vectors), **options)
+    assert same_bits(slq(operator, resume=path, **options), slq(operator, **options))
+
+
+def test_runs_resume_on_every_library(library, tmp_path):
+    matrix = move(dense(np.linspace(-1.0, 2.0, 30)), library)
+    path = tmp_path / "run.npz"
+    for reorthogonalize in (True, False):
+        options = OPTIONS | {"reorthogonalize": reorthogonalize}
+        with pytest.raises(StopHereError):
+            slq(
+                matrix,
+                checkpoint=Checkpoint(path, vectors=True),
+                callback=interrupt(11),
+                **options,
+            )
+        assert same_bits(slq(matrix, resume=path, **options), slq(matrix, **options))
 
 
 def test_files_of_another_kind_or_of_the_future_are_refused(matrix, tmp_path):

@@ -227,6 +227,9 @@ def test_products_that_are_not_finite_are_refused(bad, reorthogonalize):
 def test_start_vectors_are_checked():
     with pytest.raises(ValueError, match="length 3"):
         lanczos(np.eye(4), np.ones(3))
+    for start in (np.ones((4, 2)), [1.0, 2.0, 3.0, 4.0]):
+        with pytest.raises(ValueError, match="start has shape"):
+            lanczos(np.eye(4), start)
     with pytest.raises(ValueError, match="norm 0"):
         lanczos(np.eye(4), np.zeros(4))
     with pytest.raises(ValueError, match="norm nan"):

@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -98,3 +99,19 @@ def test_files_say_what_they_are_for_and_stay_short(path):
     text = path.read_text(encoding="utf-8")
     assert ast.get_docstring(ast.parse(text)), f"{path} has no docstring"
     assert text.count("\n") <= 400
+
+
+@pytest.mark.slow
+def test_a_wheel_holds_the_three_packages_and_nothing_else(tmp_path):
+    subprocess.run(
+        [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", tmp_path, ROOT],
+        check=True,
+        capture_output=True,
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        tops = {name.split("/")[0] for name in archive.namelist()}
+        names = set(archive.namelist())
+    packages = {name for name in tops if not name.endswith(".dist-info")}
+    assert packages == {"specdens", "specdens_torch", "specdens_jax"}
+    assert {str(path.relative_to(ROOT)) for path in ROOT.glob("specdens/**/*.py")} <= names

@@ -149,6 +149,15 @@ def test_zero_probes_on_the_device_are_refused(library):
         slq(move(np.eye(4), library), num_probes=1, probes=from_vectors(zero))
 
 
+def test_complex_probes_of_real_operators_are_refused(library):
+    with pytest.raises(ValueError, match="probe 0 is complex, the operator real"):
+        slq(
+            move(np.eye(4), library),
+            num_probes=1,
+            probes=from_vectors(move(1j * np.ones((4, 1)), library)),
+        )
+
+
 def test_samplers_of_the_wrong_shape_are_refused():
     with pytest.raises(ValueError, match=r"probe 0 has shape \(3,\); expected \(4,\)"):
         slq(np.eye(4), probes=lambda space, seed, index: np.ones(3))

@@ -75,12 +75,28 @@ def test_recurrence_coefficients_of_a_vector_from_a_full_eigenbasis(complex_):
         q = w / beta
 
 
-def test_recurrence_of_an_invariant_space_ends_with_zeros():
+def test_recurrence_of_an_invariant_space_ends_with_a_zero():
     alphas, betas = jacobi_matrix(
         np.array([1.0, 3.0, 7.0]), np.array([1.0, 1.0, 0.0]), np.zeros((1, 3)), 3, 1e-13
     )
-    np.testing.assert_allclose(alphas, [2, 2, 0], atol=1e-14)
-    np.testing.assert_allclose(betas, [1, 0, 0], atol=1e-14)
+    np.testing.assert_allclose(alphas, [2, 2], atol=1e-14)
+    np.testing.assert_allclose(betas, [1, 0], atol=1e-14)
+
+
+def test_recurrence_ends_where_a_product_leaves_the_space():
+    tails = np.array([[0.0, 0.0, 2.0, 0.0]])
+    nodes, amplitudes = np.array([1.0, 1.0, 3.0, 3.0]), np.array([1.0, 0.0, 1.0, 0.0])
+    alphas, betas = jacobi_matrix(nodes, amplitudes, tails, 4, 1e-13)
+    # The first vector, (1, 0, 1, 0) / sqrt(2), has a tail of norm sqrt(2) and 1 inside.
+    np.testing.assert_allclose(alphas, [2.0])
+    np.testing.assert_allclose(betas, [(1 + 2) ** 0.5])
+
+
+def test_gauss_rules_of_unequal_length_are_padded():
+    rule, _ = gauss_rule([np.array([2.0]), np.array([0.0, 0.0])], [np.ones(1), np.ones(2)])
+    np.testing.assert_allclose(rule.nodes, [[2, 2], [-1, 1]])
+    np.testing.assert_allclose(rule.weights, [[1, 0], [0.5, 0.5]])
+    np.testing.assert_allclose(rule.residuals, [[1, np.inf], [0.5**0.5, 0.5**0.5]])
 
 
 def test_residuals_that_leave_the_space_count_in_the_last_coefficient():
