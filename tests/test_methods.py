@@ -286,6 +286,18 @@ def test_states_survive_the_host_to_the_last_bit(library, method):
         np.testing.assert_array_equal(same.to_arrays()[name], value)
 
 
+@pytest.mark.parametrize("reorthogonalize", [True, False])
+def test_rows_end_where_the_krylov_space_does(library, reorthogonalize):
+    matrix = move(dense(np.repeat([-1.0, 3.0], 20)), library)  # two different eigenvalues
+    gauss = slq(matrix, num_probes=3, num_steps=20, reorthogonalize=reorthogonalize).rule.gauss
+    assert gauss.nodes.shape == (3, 20)
+    for nodes, weights, residuals in zip(gauss.nodes, gauss.weights, gauss.residuals, strict=True):
+        np.testing.assert_allclose(nodes[:2], [-1.0, 3.0], atol=1e-12)
+        assert weights[:2].sum() == pytest.approx(1)
+        assert not weights[2:].any()
+        assert np.isinf(residuals[2:]).all()
+
+
 @pytest.mark.parametrize("method", [BlockLanczos, Lanczos])
 def test_products_that_are_not_finite_are_reported_with_their_step(method):
     calls = []

@@ -201,11 +201,22 @@ def test_nothing_is_resolved_in_a_continuous_spectrum(num_steps, options):
 
 
 @pytest.mark.parametrize("options", [{}, {"block_size": 1}, {"reorthogonalize": False}])
-def test_a_blurred_bulk_beside_a_far_outlier_is_not_one_eigenvalue(options):
-    spectrum = np.concatenate([np.random.default_rng(0).uniform(0, 1, 2000), [1e4]])
-    measure = slq(diagonal(spectrum), num_probes=4, num_steps=6, **options)
-    np.testing.assert_allclose(measure.outliers.eigenvalues, [1e4])
-    assert _found(measure, 1e4) == (1, 0)
+@pytest.mark.parametrize("outlier", [10.0, 30.0, 100.0, 300.0])
+def test_a_blurred_bulk_beside_a_far_outlier_is_not_one_eigenvalue(options, outlier):
+    spectrum = np.concatenate([np.random.default_rng(0).uniform(0, 1, 2000), [outlier]])
+    measure = slq(diagonal(spectrum), num_probes=4, num_steps=20, **options)
+    np.testing.assert_allclose(measure.outliers.eigenvalues, [outlier])
+    assert _found(measure, outlier) == (1, 0)
+
+
+@pytest.mark.parametrize("reorthogonalize", [True, False])
+def test_a_single_probe_does_not_take_a_null_space_for_one_eigenvalue(reorthogonalize):
+    spectrum = np.concatenate([np.zeros(300), np.linspace(2.0, 3.0, 100)])
+    measure = slq(diagonal(spectrum), num_probes=1, num_steps=40, reorthogonalize=reorthogonalize)
+    multiplicity, stderr = _found(measure, 0.0)
+    assert 250 < multiplicity < 350
+    assert np.isnan(stderr)
+    assert _mass(measure, 0.0)[0] == pytest.approx(multiplicity / 400, rel=1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, {"block_size": 1}, {"reorthogonalize": False}])
