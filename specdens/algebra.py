@@ -269,6 +269,8 @@ def on_backend(A: Any, backend: str, device: Device = None) -> LinearOperator:  
     name = dtype_name(space.dtype)
     if name == "bfloat16" and not hasattr(target.xp, name):
         name = "float32"  # holds every bfloat16; the products keep their own precision
+    if not target.has_dtype(name, device):  # JAX without x64, and devices without doubles
+        name = {"float64": "float32", "complex128": "complex64"}.get(name, name)
     return _Moved(A, VectorSpace(space.dimension, target.dtype(name), device, target))
 
 

@@ -244,7 +244,7 @@ def _summary(found: list[_Found], rule: KrylovRule, dimension: int) -> Outliers:
         p = len(weights)
         spread = dimension * weights.std(ddof=1) / p**0.5 if p > 1 else np.nan
         multiplicities.append(item.multiplicity if known else dimension * weights.mean())
-        stderr.append(0.0 if known else spread)
+        stderr.append(0.0 if known and p > 1 else spread)  # one probe cannot know
         bounds.append(max(item.best.residual, rule.resolution))
     eigenvalues = [item.best.position for item in found]
     return Outliers(

@@ -150,11 +150,16 @@ def test_jax_without_double_precision_does_not_warn():
     code = """
 import warnings; warnings.simplefilter("error")
 import jax.numpy as jnp, numpy as np
-from specdens import slq
+from specdens import on_backend, slq
+from specdens.testing import check_operator
 for reorthogonalize in (True, False):
     measure = slq(jnp.diag(jnp.arange(30.0)), num_probes=4, num_steps=30,
                   reorthogonalize=reorthogonalize)
     assert abs(measure.trace().value - 435) < 4 * measure.trace().stderr + 0.01
+moved = on_backend(np.diag(np.arange(30.0)), "jax")
+check_operator(moved)
+assert moved.space.dtype == np.float32
+assert abs(slq(moved, num_steps=30).trace().value - 435) < 0.01
 print("fine")
 """
     done = subprocess.run(
