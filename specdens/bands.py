@@ -21,6 +21,8 @@ common Krylov space by more than `LEAK` times the range of its nodes.
 
 Rounding and that leak are perturbations of the matrix, which move no eigenvalue further than their
 norm (Weyl); all points are moved by that much.
+For the leak this is an argument about eigenvalues, not about the weights a probe gives them: that
+part is tested on many spectra, with the probes' radius set to zero, and not proven.
 
 *Probes.* For v uniform on the real sphere :math:`\Psi_v(x)` has the law Beta(k/2, (n-k)/2), with k
 the number of eigenvalues up to x, whose deviations are sub-Gaussian with variance proxy
