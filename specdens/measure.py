@@ -216,9 +216,9 @@ class SpectralMeasure:
         """Return bounds on the distribution function of the eigenvalues that hold at all `x`
         together.
 
-        See `specdens.bands` for the inequalities and their sources. Apart from one
-        step that is tested and not proven, as that module says, the true number of eigenvalues up to x, divided by n, lies between them
-        for all x with probability `confidence` at least.
+        The true number of eigenvalues up to x, divided by n, lies between them for all x with
+        probability `confidence` at least. `specdens.bands` has the inequalities, their sources, and
+        the one step that is tested and not proven.
 
         Parameters
         ----------
