@@ -66,10 +66,11 @@ def slq(
         data, but each probe's own Gauss rule (`SpectralMeasure.plain`) stays the same. None
         takes as many as `memory_budget` allows.
     reorthogonalize : bool, optional
-        Keep all Lanczos vectors and orthogonalize against them. Without it, converged eigenvalues
-        reappear as clusters of nodes (ghosts) whose weights still add up: densities stay valid, but
-        fewer nodes are left for the bulk and bands are wider. None keeps them if those of all
-        `num_probes` fit into `memory_budget`.
+        Keep all Lanczos vectors, orthonormal to the square root of the precision, which gives the
+        nodes of exact orthogonality (Simon 1984). Without it, converged eigenvalues reappear as
+        clusters of nodes (ghosts) whose weights still add up: densities stay valid, but fewer nodes
+        are left for the bulk and bands are wider. None keeps them if those of all `num_probes` fit
+        into `memory_budget`.
     probes : ProbeSampler
         `sphere` (default), `rademacher`, or any ``(space, seed, index) -> (n,)``.
     memory_budget : int
@@ -113,6 +114,7 @@ def slq(
     Ubaru, Chen, Saad (2017), SIAM J. Matrix Anal. Appl. 38(4), 1075. doi:10.1137/16M1104974
     Chen, Trogdon, Ubaru (2021), ICML. arXiv:2105.06595
     Golub, Meurant (2010), Matrices, Moments and Quadrature with Applications, ch. 6.
+    Simon (1984), The Lanczos algorithm with partial reorthogonalization, Math. Comp. 42, 115.
 
     Examples
     --------

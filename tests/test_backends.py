@@ -87,3 +87,18 @@ def test_unknown_backends_are_named_with_the_known_ones():
 
 def test_backends_print_their_name():
     assert repr(get_backend("numpy")) == "Backend(numpy)"
+
+
+@pytest.mark.parametrize("name", ["float32", "float64", "complex64", "complex128"])
+def test_fused_products_are_subtracted_in_place(name):
+    rng = np.random.default_rng(0)
+    w, c, q = (rng.standard_normal(shape).astype(name) for shape in [(3, 50), (3, 4), (4, 50)])
+    if name.startswith("complex"):
+        w, c, q = (x * np.exp(1j * rng.standard_normal(x.shape)).astype(name) for x in (w, c, q))
+    expected = w - c @ q
+    for library in ("numpy", "torch"):
+        there = move(w.copy(), library)
+        subtract = backend_of(there).subtract_product
+        result = subtract(there, move(c, library), move(q, library))
+        np.testing.assert_allclose(home(result), expected, rtol=1e-5 if "32" in name else 1e-6)
+        np.testing.assert_array_equal(home(there), home(result))  # no new memory

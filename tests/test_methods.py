@@ -125,36 +125,6 @@ def test_state_stays_on_the_device(library, method):
     assert seen == [(type(matrix), device_of(matrix))] * 3
 
 
-def test_the_basis_is_orthonormal_and_T_is_the_projection_of_A(library):  # noqa: N802
-    host = dense(np.concatenate([np.linspace(0, 1, 50), [10.0, 100.0, 1000.0]]))
-    operator = aslinearoperator(move(host, library))
-    iteration = BlockLanczos(12)
-    state = iteration.init(operator, draw(sphere, operator.space, 0, range(3)))
-    while not iteration.done(state):
-        state = iteration.step(operator, state)
-    basis = np.concatenate([home(q) for q in state.basis]).T
-    assert basis.shape == (53, 36)
-    np.testing.assert_allclose(basis.T @ basis, np.eye(36), atol=1e-13)
-    T = basis.T @ host @ basis  # noqa: N806
-    for k in range(12):
-        here = slice(3 * k, 3 * k + 3)
-        np.testing.assert_allclose(state.diagonal[k], T[here, here], atol=1e-10)
-        if k:
-            before = slice(3 * k - 3, 3 * k)
-            np.testing.assert_allclose(state.coupling[k], T[here, before], atol=1e-10)
-
-
-def test_the_basis_is_orthonormal_in_single_precision():
-    host = dense(np.concatenate([np.linspace(0, 1, 150), [10.0, 100.0, 1000.0]]))
-    operator = aslinearoperator(host.astype(np.float32))
-    iteration = BlockLanczos(30)
-    state = iteration.init(operator, draw(sphere, operator.space, 0, range(4)))
-    while not iteration.done(state):
-        state = iteration.step(operator, state)
-    basis = np.concatenate(state.basis).T.astype(float)
-    np.testing.assert_allclose(basis.T @ basis, np.eye(120), atol=2e-6)
-
-
 def test_ritz_residuals_are_true_residuals():
     host = dense(np.linspace(0, 1, 40))
     measure = slq(host, num_probes=2, num_steps=5)

@@ -53,6 +53,8 @@ class Backend:
     jit : callable
         Compiles a pure function of arrays. Applied to arithmetic only, never to a product ``A @
         x``.
+    subtract_product : callable, optional
+        ``(w, c, q) -> w - c @ q`` in one sweep, into the memory of w, where the library has it.
     """
 
     name: str
@@ -60,6 +62,7 @@ class Backend:
     from_numpy: Callable[[np.ndarray, DType, Device], Array]
     to_numpy: Callable[[Array], np.ndarray]
     jit: Callable[[Any], Any] = no_jit
+    subtract_product: Callable[[Array, Array, Array], Array] | None = None
 
     def __repr__(self) -> str:
         return f"Backend({self.name})"

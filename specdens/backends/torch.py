@@ -23,4 +23,14 @@ def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.numpy()
 
 
-BACKEND = Backend(name="torch", xp=xp, from_numpy=_from_numpy, to_numpy=_to_numpy)
+def _subtract_product(w: torch.Tensor, c: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    return w.addmm_(c, q, alpha=-1)
+
+
+BACKEND = Backend(
+    name="torch",
+    xp=xp,
+    from_numpy=_from_numpy,
+    to_numpy=_to_numpy,
+    subtract_product=_subtract_product,
+)

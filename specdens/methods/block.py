@@ -1,4 +1,4 @@
-r"""Block Lanczos with full reorthogonalization: all probes of a block in one Krylov space.
+r"""Block Lanczos with partial reorthogonalization: all probes of a block in one Krylov space.
 
 With the probes' block :math:`V = Q_1 R_0`, one block product a step extends
 
@@ -11,21 +11,22 @@ often as they are repeated (up to p), and a probe :math:`v_i = Q_1 R_0 e_i` sees
 :math:`|y^* v_i|^2`, a rule that is exact at least where its own Gauss rule is (degree 2m - 1). That
 Gauss rule is found from it without further products.
 
-Each new block is orthogonalized against every stored one, reading each once (block modified
-Gram-Schmidt), and again only when so little was left that rounding could show ("twice is enough").
-Directions in which nothing is left are dropped.
+The basis is kept orthonormal to the square root of the precision, by orthogonalizing a new block
+against stored ones where it is predicted to need it (`specdens.methods.orthogonality`). Directions
+in which nothing is left are dropped.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from specdens.backends import Array
 from specdens.methods.columns import Kernels, kernels, sketcher
 from specdens.methods.lanczos import SKETCH_SIZE, check_finite, random_signs
+from specdens.methods.orthogonality import Overlaps
 from specdens.quadrature import (
     KrylovRule,
     QuadratureRule,
@@ -43,14 +44,15 @@ _RANGE = 1e-7  # singular values of a block that one Gram matrix in double preci
 class BlockState:
     """Everything a run needs to go on from step k. A value: a step makes a new one."""
 
-    basis: tuple[Array, ...]  # Q_1, ..., Q_{k+1}, each (p, n), rows orthonormal, dropped ones zero
+    basis: tuple[Array, ...]  # Q_1, ..., Q_{k+1}, each (p, n), rows orthonormal, or zero if dropped
     diagonal: np.ndarray  # (k, p, p) the M
     coupling: np.ndarray  # (k + 1, p, p) R_0, ..., R_k; rows of dropped vectors are zero
+    overlaps: Overlaps  # how orthogonal the newest block is to the others
 
 
 @dataclass(frozen=True)
 class BlockLanczos:
-    """Block Lanczos iteration of `num_steps` products, with full reorthogonalization."""
+    """Block Lanczos iteration of `num_steps` products, with partial reorthogonalization."""
 
     num_steps: int
 
@@ -61,7 +63,7 @@ class BlockLanczos:
         rows = space.backend.xp.permute_dims(probes, (1, 0))
         q, r = orthonormalize(rows, 16 * space.precision, space, do)
         empty = np.zeros((0, *r.shape), dtype=r.dtype)
-        return BlockState((q,), empty, r[None])
+        return BlockState((q,), empty, r[None], Overlaps.of_first_block(len(r), r.dtype))
 
     def step(self, operator: LinearOperator, state: BlockState) -> BlockState:
         """Return the state after one block product.
@@ -80,34 +82,40 @@ class BlockLanczos:
             m = space.to_numpy(do.inner(q, w))
         check_finite(m, "the diagonal block", k)
         m = (m + m.conj().T) / 2
-        w = w - do.combine(q, space.from_numpy(m))
+        # A new array, rows end to end in memory: the product itself may not be ours to change.
+        w, product = do.combine(q, space.from_numpy(-m)), w
+        w += product
         if k:
-            w -= do.combine(state.basis[-2], space.from_numpy(state.coupling[-1].conj().T))
+            w = do.take(w, state.basis[-2], space.from_numpy(state.coupling[-1].conj().T))
         diagonal = np.concatenate([state.diagonal, m[None]])
-        w, r = self._reorthogonalize(w, state, diagonal, space, do)
+        w, r, overlaps = self._orthogonalize(w, state, diagonal, space, do)
         # The last block is only needed for its coefficients: no product will follow.
         basis = state.basis if k + 1 == self.num_steps else (*state.basis, w)
-        return BlockState(basis, diagonal, np.concatenate([state.coupling, r[None]]))
+        coupling = np.concatenate([state.coupling, r[None]])
+        return BlockState(basis, diagonal, coupling, overlaps)
 
-    def _reorthogonalize(
+    def _orthogonalize(
         self, w: Array, state: BlockState, diagonal: np.ndarray, space: VectorSpace, do: Kernels
-    ) -> tuple[Array, np.ndarray]:
-        """Return Q_{k+1} and R_k with Q_{k+1} R_k = W, orthogonal to the whole basis."""
-        for q in state.basis:
-            w = do.remove(w, q)
-        w, r = orthonormalize(
-            w, 16 * space.precision * _norm(*diagonal, *state.coupling[1:]), space, do
-        )
-        left = np.linalg.norm(r, axis=1)  # rows are orthogonal: these are the singular values
-        # Of A Q_k, as large as its parts, too little is left for one pass to have been exact.
-        if (left[left > 0] < 0.1 * _norm(diagonal[-1], *state.coupling[1:][-1:], r)).any():
-            for q in state.basis:
-                w = do.remove(w, q)
-            w, again = orthonormalize(
-                w, 0.5, space, do
-            )  # a vector that vanishes was rounding error
+    ) -> tuple[Array, np.ndarray, Overlaps]:
+        """Return Q_{k+1} and R_k with Q_{k+1} R_k = W, and how orthogonal to the basis it is."""
+        left: list[np.ndarray] = []  # by the coefficients nothing should be
+        for q in state.basis[-2:]:
+            w, components = do.remove(w, q)
+            left.append(space.to_numpy(components))
+        scale = _norm(np.concatenate([diagonal, state.coupling[1:]]))
+        w, r = orthonormalize(w, 16 * space.precision * scale, space, do)
+        unavoidable = 0.1 * space.precision * _norm(np.stack([diagonal[-1], r])) / len(r) ** 0.5
+        rounding = max(float(np.mean(np.abs(left) ** 2)) ** 0.5, unavoidable)
+        overlaps = state.overlaps.predict(diagonal, state.coupling, r, rounding)
+        dirty = overlaps.to_clean(space.precision)
+        if dirty.any():
+            overlaps = overlaps.after_cleaning(dirty, r)
+            for j in np.flatnonzero(dirty):
+                w, _ = do.remove(w, state.basis[j])
+            # A vector of which less than half is left was rounding error.
+            w, again = orthonormalize(w, 0.5, space, do)
             r = again @ r
-        return w, r
+        return w, r, overlaps
 
     def done(self, state: BlockState) -> bool:
         """Tell whether all steps are taken, or the Krylov space is exhausted."""
@@ -200,21 +208,24 @@ class BlockLanczos:
     def to_arrays(self, space: VectorSpace, state: BlockState) -> dict[str, np.ndarray]:
         """Return the state as host arrays, for a checkpoint."""
         blocks = {f"basis{i}": space.to_numpy(q) for i, q in enumerate(state.basis)}
-        return blocks | {"diagonal": state.diagonal, "coupling": state.coupling}
+        overlaps = {f"overlaps_{name}": value for name, value in vars(state.overlaps).items()}
+        return blocks | overlaps | {"diagonal": state.diagonal, "coupling": state.coupling}
 
     def from_arrays(self, space: VectorSpace, arrays: Mapping[str, np.ndarray]) -> BlockState:
         """Return the state that `to_arrays` took apart."""
         count = sum(name.startswith("basis") for name in arrays)
         basis = tuple(space.from_numpy(arrays[f"basis{i}"]) for i in range(count))
-        return BlockState(basis, arrays["diagonal"], arrays["coupling"])
+        overlaps = Overlaps(*(arrays[f"overlaps_{field.name}"] for field in fields(Overlaps)))
+        return BlockState(basis, arrays["diagonal"], arrays["coupling"], overlaps)
 
 
 def orthonormalize(
     w: Array, floor: float, space: VectorSpace, do: Kernels
 ) -> tuple[Array, np.ndarray]:
-    """Return Q and R with Q R = W, Q orthonormal or zero in each vector, R = diag(sigma) Y^H.
+    """Return Q and R with Q R = W, Q orthonormal or zero in each vector.
 
-    Vectors are rows of `w` and of the Q returned, (p, n). From Gram matrices in double precision,
+    Vectors are rows of `w`, which is overwritten where that is possible, and of the Q returned,
+    (p, n). From Gram matrices in double precision,
     repeated with a shift until Q is orthonormal (shifted Cholesky QR, Fukaya et al. 2020, with
     eigenvectors in place of Cholesky factors). Directions with singular value sigma up to `floor`
     are dropped: their vectors of Q and rows of R are zero.
@@ -227,16 +238,18 @@ def orthonormalize(
         if sigma[-1] == 0:
             return w, 0 * r
         shifted = np.maximum(sigma, max(_RANGE * sigma[-1], np.finfo(np.float64).tiny))
-        w = do.combine(w, space.from_numpy(u / shifted))
+        w = do.transform(w, space.from_numpy(u / shifted))
         r = shifted[:, None] * (u.conj().T @ r)
-        if sigma[0] > 0.5 and sigma[-1] < 2:
+        if sigma[0] > 0.5 * sigma[-1]:  # nothing was lost in rounding
             break
     left, sigma, right = np.linalg.svd(r)
+    if sigma[-1] > floor:
+        return w, r
     kept = sigma > floor
-    w = do.combine(w, space.from_numpy(left * kept))
+    w = do.transform(w, space.from_numpy(left * kept))
     return w, (sigma * kept)[:, None] * right
 
 
-def _norm(*blocks: np.ndarray) -> float:
+def _norm(blocks: np.ndarray) -> float:
     """Return the largest 2-norm of some blocks of T, a lower bound of the operator's."""
-    return max((float(np.linalg.norm(block, 2)) for block in blocks), default=0.0)
+    return float(np.linalg.norm(blocks, 2, axis=(1, 2)).max())

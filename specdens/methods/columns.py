@@ -90,14 +90,35 @@ def combine(x: Array, coefficients: Array) -> Array:
     return xp.matmul(xp.permute_dims(coefficients, (1, 0)), x)
 
 
-def remove(w: Array, q: Array) -> Array:
-    """Return W without its components along orthonormal q_i, in place where that is possible."""
+def transform(x: Array, coefficients: Array) -> Array:
+    """Return the rows of C^T X, in place where that is possible."""
+    xp = compat.array_namespace(x)
+    mixing = xp.permute_dims(coefficients, (1, 0))
+    for part in row_blocks(xp.permute_dims(x, (1, 0)), num_elements=2**18):
+        x = xpx.at(x)[:, part].set(xp.matmul(mixing, x[:, part]))
+    return x
+
+
+def take(w: Array, q: Array, coefficients: Array, *, fused: Any = None) -> Array:
+    """Return the rows of W - C^T Q, in place where that is possible."""
     xp = compat.array_namespace(w)
-    components = xp.matmul(w, xp.permute_dims(_conj(q, xp), (1, 0)))
-    # In pieces: a temporary array of full size would cost as much as both products.
+    mixing = xp.permute_dims(coefficients, (1, 0))
+    if fused:
+        return fused(w, mixing, q)
+    # In pieces: a temporary array of full size would cost as much as the product.
     for part in row_blocks(xp.permute_dims(w, (1, 0)), num_elements=2**18):
-        w = xpx.at(w)[:, part].subtract(xp.matmul(components, q[:, part]))
+        w = xpx.at(w)[:, part].subtract(xp.matmul(mixing, q[:, part]))
     return w
+
+
+def remove(w: Array, q: Array, *, fused: Any = None) -> tuple[Array, Array]:
+    """Return W without its components C_ij = <q_i, w_j> along orthonormal q_i, and C.
+
+    In place where that is possible.
+    """
+    xp = compat.array_namespace(w)
+    components = xp.matmul(_conj(q, xp), xp.permute_dims(w, (1, 0)))
+    return take(w, q, components, fused=fused), components
 
 
 def _conj(x: Array, xp: Any) -> Array:
@@ -122,14 +143,18 @@ class Kernels:
     inner: Any
     scale: Any
     combine: Any
+    transform: Any
+    take: Any
     remove: Any
 
 
 @lru_cache
 def kernels(backend: Backend, wide: DType) -> Kernels:
     """Return the column arithmetic of a library, compiled once."""
-    accumulating = [backend.jit(partial(f, wide=wide)) for f in (three_term, subtract, inner)]
-    return Kernels(*accumulating, *(backend.jit(f) for f in (scale, combine, remove)))
+    accumulating = [partial(f, wide=wide) for f in (three_term, subtract, inner)]
+    subtracting = [partial(f, fused=backend.subtract_product) for f in (take, remove)]
+    functions = (*accumulating, scale, combine, transform, *subtracting)
+    return Kernels(*(backend.jit(f) for f in functions))
 
 
 @lru_cache
