@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from specdens.driver import Callback, Method, Progress, RunState
-from specdens.quadrature import KrylovRule
+from specdens.interpretation import rule_from_arrays
 from specdens.spaces import VectorSpace
 from specdens.storage import read_npz, write_npz
 
@@ -56,7 +56,7 @@ class Checkpoint:
         def save(progress: Progress) -> None:
             state = progress.state
             if state.current is None:
-                save_run(self.path, state, method, space)
+                save_run(self.path, state, method, space, vectors=self.vectors)
             elif self.vectors and progress.done % self.every == 0:
                 save_run(self.path, state, method, space, vectors=True)
 
@@ -89,8 +89,9 @@ def save_run(
     vectors : bool
     """
     parts = {f"rule{i}": rule.to_arrays() for i, rule in enumerate(state.rules)}
-    if vectors and state.current is not None:
-        parts["current"] = method.to_arrays(space, state.current)
+    for name in ("current", "last"):
+        if vectors and getattr(state, name) is not None:
+            parts[name] = method.to_arrays(space, getattr(state, name))
     header = {
         "format_version": _FORMAT,
         "settings": dict(state.settings),
@@ -122,12 +123,16 @@ def load_run(path: str | Path, method: Method[Any], space: VectorSpace) -> RunSt
     for name, value in arrays.items():
         part, _, key = name.partition("/")
         parts[part][key] = value
-    current = parts.pop("current", None)
+    vectors = {
+        name: method.from_arrays(space, parts.pop(name))
+        for name in ("current", "last")
+        if name in parts
+    }
     return RunState(
-        tuple(KrylovRule.from_arrays(named) for named in parts.values()),
+        tuple(rule_from_arrays(named) for named in parts.values()),
         header["next_probe"],
-        None if current is None else method.from_arrays(space, current),
-        header["settings"],
+        settings=header["settings"],
+        **vectors,
     )
 
 

@@ -11,8 +11,8 @@ import numpy as np
 import tqdm
 
 from specdens.backends import Array
+from specdens.interpretation import Rule, join
 from specdens.probes import ProbeSampler, draw
-from specdens.quadrature import KrylovRule
 from specdens.spaces import LinearOperator, VectorSpace
 
 S = TypeVar("S")
@@ -26,10 +26,15 @@ class Method(Protocol[S]):
         """Products that one block of probes needs at most."""
         ...
 
+    @property
+    def extendable(self) -> bool:
+        """Whether a finished block can be taken further by a method of more steps."""
+        ...
+
     def init(self, operator: LinearOperator, probes: Array) -> S: ...
     def step(self, operator: LinearOperator, state: S) -> S: ...  # exactly one product
     def done(self, state: S) -> bool: ...
-    def finish(self, operator: LinearOperator, state: S) -> KrylovRule: ...
+    def finish(self, operator: LinearOperator, state: S) -> Rule: ...
     def memory(self, space: VectorSpace) -> int: ...  # bytes per probe of a block
     def to_arrays(self, space: VectorSpace, state: S) -> dict[str, np.ndarray]: ...
     def from_arrays(self, space: VectorSpace, arrays: Mapping[str, np.ndarray]) -> S: ...
@@ -39,10 +44,11 @@ class Method(Protocol[S]):
 class RunState(Generic[S]):
     """All that a run needs to go on. Immutable: an interrupted step leaves the last one intact."""
 
-    rules: tuple[KrylovRule, ...] = ()  # of the finished blocks of probes
+    rules: tuple[Rule, ...] = ()  # of the finished blocks of probes
     next_probe: int = 0
     current: S | None = None  # vectors of the block in progress; a small checkpoint leaves them out
     settings: Mapping[str, Any] = field(default_factory=dict)  # what a run that goes on must share
+    last: S | None = None  # vectors of the block finished last, if the method can go on from them
 
 
 class Progress(NamedTuple):
@@ -78,7 +84,8 @@ def iterate(
             state = replace(state, current=current)
             yield state
         rules = (*state.rules, method.finish(operator, current))
-        state = replace(state, rules=rules, next_probe=block.stop, current=None)
+        last = current if method.extendable else None
+        state = replace(state, rules=rules, next_probe=block.stop, current=None, last=last)
         yield state
 
 
@@ -93,13 +100,13 @@ def run(
     state: RunState[S] | None = None,
     callbacks: tuple[Callback, ...] = (),
     progress: bool | None = None,
-) -> KrylovRule:
+) -> Rule:
     """Run all probes and return their rules, one row per probe, in the order of the probes."""
     start = RunState() if state is None else state
     total = -(-num_probes // block_size) * method.num_steps
     finished = -(-start.next_probe // block_size) * method.num_steps
     done, state = finished, start
-    with _bar(total, done, progress) as bar:
+    with progress_bar(total, done, progress) as bar:
         for state in iterate(
             method,
             operator,
@@ -117,14 +124,15 @@ def run(
             bar.update(done - bar.n)
             for callback in callbacks:
                 callback(Progress(state, done, total))
-    return KrylovRule.concatenate(state.rules)
+    rule: Rule = join(state.rules)
+    return rule
 
 
-def _bar(total: int, done: int, progress: bool | None) -> Any:
+def progress_bar(total: int | None, done: int, progress: bool | None, unit: str = "block") -> Any:
     """Return a progress bar, hidden unless asked for or watched by somebody for two seconds."""
     watched = sys.stderr.isatty() or "ipykernel" in sys.modules
     hidden = not watched if progress is None else not progress
     delay = 2 if progress is None else 0
     return tqdm.tqdm(
-        total=total, initial=done, disable=hidden, delay=delay, desc="products", unit="block"
+        total=total, initial=done, disable=hidden, delay=delay, desc="products", unit=unit
     )

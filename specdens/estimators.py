@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-import datetime
-import operator
-import time
 from pathlib import Path
 from typing import Any
 
-from specdens.backends import Array, dtype_name
-from specdens.checkpoint import Checkpoint, check_settings, load_run, saved_settings
-from specdens.driver import Callback, RunState, run
+from specdens.backends import Array
+from specdens.checkpoint import Checkpoint, saved_settings
+from specdens.deflation import Eigenpairs, complement
+from specdens.driver import Callback, RunState
 from specdens.measure import SpectralMeasure
 from specdens.methods.block import BlockLanczos
 from specdens.methods.lanczos import Lanczos
 from specdens.operators import aslinearoperator
-from specdens.probes import ProbeSampler, from_vectors, is_isotropic, sphere
+from specdens.probes import ProbeSampler, from_vectors, sphere
+from specdens.runs import (
+    MEMORY_BUDGET,
+    checked_count,
+    checked_seed,
+    checked_steps,
+    execute,
+    fitting,
+    is_there,
+    sampler_name,
+)
 from specdens.spaces import LinearOperator
-from specdens.version import __version__
-
-#: Bytes that a run may use for its vectors unless told otherwise: 2 GiB.
-MEMORY_BUDGET = 2 * 2**30
 
 
 def slq(
@@ -32,6 +36,7 @@ def slq(
     block_size: int | None = None,
     reorthogonalize: bool | None = None,
     probes: ProbeSampler = sphere,
+    deflate: Eigenpairs | None = None,
     memory_budget: int = MEMORY_BUDGET,
     progress: bool | None = None,
     checkpoint: Checkpoint | str | Path | None = None,
@@ -73,6 +78,11 @@ def slq(
         into `memory_budget`.
     probes : ProbeSampler
         `sphere` (default), `rademacher`, or any ``(space, seed, index) -> (n,)``.
+    deflate : EigenResult, optional
+        Eigenpairs to take out before, as `eigsh` returns them: probes and products are projected on
+        their complement, whose measure gets the mass (n - k)/n, and each known eigenvalue, of
+        whatever sign, gets 1/n. Saves steps and memory where outliers are known; not needed for
+        outliers that Lanczos resolves by itself.
     memory_budget : int
         Bytes for Lanczos vectors, the operator's own not counted.
     progress : bool, optional
@@ -124,29 +134,38 @@ def slq(
     10.0
     """
     A = aslinearoperator(A)  # noqa: N806
-    num_probes = _count("num_probes", num_probes)
-    num_steps = _steps(num_steps, A.space.dimension)
+    num_probes = checked_count("num_probes", num_probes)
+    num_steps = checked_steps(num_steps, A.space.dimension)
     # What was chosen for the run to resume holds for its rest.
-    if resume is not None and _is_there(resume, checkpoint):
+    if resume is not None and is_there(resume, checkpoint):
         saved = resume.settings if isinstance(resume, RunState) else saved_settings(resume)
         block_size = block_size or saved.get("block_size")
         if reorthogonalize is None:
             reorthogonalize = saved.get("reorthogonalize")
-    method = _lanczos_method(A, num_steps, reorthogonalize, num_probes, memory_budget)
+    name, operator, extra = sampler_name(probes), A, None
+    if deflate is not None:
+        extra = complement(A, probes, deflate)
+        operator, probes = extra.operator, extra.probes
+        num_steps = min(num_steps, A.space.dimension - len(extra.eigenvalues))
+    method = lanczos_method(A, num_steps, reorthogonalize, num_probes, memory_budget)
     if isinstance(checkpoint, str | Path):
         checkpoint = Checkpoint(checkpoint)
     if block_size is None:
         split = 5 if checkpoint is not None and not checkpoint.vectors else 1
-        block_size = _fitting(method.memory(A.space), -(-num_probes // split), memory_budget)
+        block_size = fitting(method.memory(A.space), -(-num_probes // split), memory_budget)
     settings = {
         "method": "slq",
         "num_steps": num_steps,
-        "seed": _seed(seed),
-        "block_size": min(_count("block_size", block_size), num_probes),
+        "seed": checked_seed(seed),
+        "block_size": min(checked_count("block_size", block_size), num_probes),
         "reorthogonalize": isinstance(method, BlockLanczos),
-        "probes": _name(probes),
+        "probes": name,
+        "deflated": [] if extra is None else extra.eigenvalues.tolist(),
     }
-    return _run(A, method, settings, num_probes, probes, checkpoint, resume, callback, progress)
+    return execute(
+        operator, method, settings, num_probes, probes, checkpoint, resume, callback, progress,
+        extra,
+    )  # fmt: skip
 
 
 def lanczos(
@@ -206,12 +225,12 @@ def lanczos(
     if start is not None and getattr(start, "ndim", None) != 1:
         msg = f"start has shape {getattr(start, 'shape', None)}; expected an array of shape (n,)."
         raise ValueError(msg)
-    num_steps = _steps(num_steps, A.space.dimension)
-    method = _lanczos_method(A, num_steps, reorthogonalize, 1, memory_budget)
+    num_steps = checked_steps(num_steps, A.space.dimension)
+    method = lanczos_method(A, num_steps, reorthogonalize, 1, memory_budget)
     settings = {
         "method": "lanczos",
         "num_steps": num_steps,
-        "seed": _seed(seed),
+        "seed": checked_seed(seed),
         "block_size": 1,
         "reorthogonalize": isinstance(method, BlockLanczos),
         "probes": "sphere" if start is None else "from_vectors",
@@ -219,72 +238,10 @@ def lanczos(
     probes = sphere if start is None else from_vectors(start)
     if isinstance(checkpoint, str | Path):
         checkpoint = Checkpoint(checkpoint, vectors=True)
-    return _run(A, method, settings, 1, probes, checkpoint, resume, callback, progress)
+    return execute(A, method, settings, 1, probes, checkpoint, resume, callback, progress)
 
 
-def _run(
-    A: LinearOperator,  # noqa: N803
-    method: Lanczos | BlockLanczos,
-    settings: dict[str, Any],
-    num_probes: int,
-    probes: ProbeSampler,
-    checkpoint: Checkpoint | None,
-    resume: RunState[Any] | str | Path | None,
-    callback: Callback | None,
-    progress: bool | None,
-) -> SpectralMeasure:
-    """Run the method on all probes, and wrap its rule with the provenance."""
-    began = time.perf_counter()
-    space = A.space
-    settings |= {
-        "dimension": space.dimension,
-        "dtype": dtype_name(space.dtype),
-        "backend": space.backend.name,
-    }
-    state: RunState[Any] = RunState(settings=settings)
-    if resume is not None and _is_there(resume, checkpoint):
-        state = resume if isinstance(resume, RunState) else load_run(resume, method, space)
-        what = "resume" if isinstance(resume, RunState) else f"resume={str(resume)!r}"
-        check_settings(state.settings, settings, what)
-    if state.next_probe > num_probes:
-        msg = f"num_probes={num_probes}, but the run to resume has finished {state.next_probe}."
-        raise ValueError(msg)
-    callbacks = [] if checkpoint is None else [checkpoint.start(method, space, state)]
-    rule = run(
-        method,
-        A,
-        num_probes=num_probes,
-        seed=settings["seed"],
-        block_size=settings["block_size"],
-        probes=probes,
-        state=state,
-        callbacks=tuple(callbacks if callback is None else [*callbacks, callback]),
-        progress=progress,
-    )
-    provenance = settings | {
-        "num_probes": num_probes,
-        "seeds": [settings["seed"]],
-        "isotropic": is_isotropic(probes) and settings["method"] == "slq",
-        "complex": space.is_complex,
-        "device": str(space.device),
-        "specdens": __version__,
-        "seconds": time.perf_counter() - began,
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-    return SpectralMeasure.from_rule(rule, space.dimension, provenance)
-
-
-def _is_there(
-    resume: RunState[Any] | str | Path, checkpoint: Checkpoint | str | Path | None
-) -> bool:
-    """Tell whether there is a run to go on with; a missing file means no if it is also written."""
-    if isinstance(resume, RunState):
-        return True
-    written = checkpoint.path if isinstance(checkpoint, Checkpoint) else checkpoint
-    return Path(resume).exists() or written is None or Path(written) != Path(resume)
-
-
-def _lanczos_method(
+def lanczos_method(
     A: LinearOperator,  # noqa: N803
     num_steps: int,
     reorthogonalize: bool | None,
@@ -292,58 +249,8 @@ def _lanczos_method(
     memory_budget: int,
 ) -> Lanczos | BlockLanczos:
     """Choose whether to keep the basis: by the bytes of all probes, not by the block."""
-    _count("memory_budget", memory_budget)
+    checked_count("memory_budget", memory_budget)
     kept = BlockLanczos(num_steps)
     if reorthogonalize is None:
         reorthogonalize = kept.memory(A.space) * num_probes <= memory_budget
     return kept if reorthogonalize else Lanczos(num_steps)
-
-
-def _fitting(bytes_per_probe: int, limit: int, memory_budget: int) -> int:
-    """Return how many probes, at most `limit` and at least one, fit into the budget together."""
-    return max(1, min(limit, memory_budget // bytes_per_probe))
-
-
-def _count(name: str, value: int) -> int:
-    """Return a count as an int, or say which argument is wrong."""
-    try:
-        count = operator.index(value)
-    except TypeError as error:
-        msg = f"{name}={value!r} must be an integer."
-        raise TypeError(msg) from error
-    if count < 1:
-        msg = f"{name}={count} must be at least 1."
-        raise ValueError(msg)
-    return count
-
-
-def _steps(num_steps: int | None, dimension: int) -> int:
-    if num_steps is None:
-        return min(80, dimension)
-    steps = _count("num_steps", num_steps)
-    if steps > dimension:
-        msg = (
-            f"num_steps={steps} exceeds the operator's dimension {dimension}; "
-            f"pass num_steps <= {dimension}."
-        )
-        raise ValueError(msg)
-    return steps
-
-
-def _seed(seed: int) -> int:
-    try:
-        value = operator.index(seed)
-    except TypeError as error:
-        msg = f"seed={seed!r} must be an integer."
-        raise TypeError(msg) from error
-    if not 0 <= value < 2**64:
-        msg = f"seed={value} must lie in [0, 2**64)."
-        raise ValueError(msg)
-    return value
-
-
-def _name(probes: ProbeSampler) -> str:
-    if not callable(probes):
-        msg = f"probes={probes!r} must be a sampler: sphere, rademacher, from_vectors(...)."
-        raise TypeError(msg)
-    return str(getattr(probes, "__name__", type(probes).__name__))

@@ -9,19 +9,36 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from specdens.bands import distribution_band
 from specdens.estimate import Estimate, over_probes
-from specdens.quadrature import KrylovRule, step_distance
-from specdens.sharpening import Outliers, resolved, sharpen
-from specdens.smoothing import Gaussian, Smoothing, describe_smoothing, make_smoothing
-from specdens.storage import read_npz, write_npz
+from specdens.interpretation import Rule, band, join, plain, read, steps_of
+from specdens.quadrature import step_distance
+from specdens.sharpening import Outliers
+from specdens.smoothing import Chebyshev, Gaussian, Smoothing
 
-_FORMAT = 1
+
+class Accuracy(NamedTuple):
+    """How far a measure of `density` is from the truth, in Wasserstein-1 distance over range."""
+
+    statistical: float  # of too few probes, at `confidence`
+    quadrature: float  # of too few steps
+    tolerance: float  # what was asked for
+    confidence: float
+    num_products: int  # columns multiplied
+
+    @property
+    def total(self) -> float:
+        """Sum of both parts."""
+        return self.statistical + self.quadrature
+
+    @property
+    def converged(self) -> bool:
+        """Whether the sum is within the tolerance."""
+        return self.total <= self.tolerance
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -46,7 +63,7 @@ class SpectralMeasure:
     outliers : Outliers
         Eigenvalues that were resolved one by one; in `nodes` and `weights` they have their exact
         mass.
-    rule : KrylovRule, optional
+    rule : KrylovRule, MomentRule or DeflatedRule, optional
         The rule as it was computed, before outliers were given their exact mass.
     provenance : mapping
         How the measure was made: method, settings, seed, versions, time.
@@ -68,7 +85,7 @@ class SpectralMeasure:
     dimension: int
     smoothing: Smoothing = None  # type: ignore[assignment]  # filled in below
     outliers: Outliers = field(default_factory=Outliers.none)
-    rule: KrylovRule | None = None
+    rule: Rule | None = None
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -88,7 +105,7 @@ class SpectralMeasure:
     @classmethod
     def from_rule(
         cls,
-        rule: KrylovRule,
+        rule: Rule,
         dimension: int,
         provenance: Mapping[str, Any],
         smoothing: Smoothing | None = None,
@@ -97,19 +114,29 @@ class SpectralMeasure:
 
         `provenance` must hold ``isotropic`` (random probes) and ``complex`` (complex vectors).
         """
-        if provenance["isotropic"]:
-            freedoms = 2 if provenance["complex"] else 1
-            nodes, weights, outliers = sharpen(rule, dimension, freedoms=freedoms)
-        else:
-            nodes, weights, outliers = rule.gauss.nodes, rule.gauss.weights, resolved(rule)
-        return cls(nodes, weights, dimension, smoothing, outliers, rule, provenance)  # type: ignore[arg-type]
+        reading = read(rule, dimension, provenance)
+        return cls(
+            reading.nodes,
+            reading.weights,
+            dimension,
+            smoothing or reading.smoothing,  # type: ignore[arg-type]
+            reading.outliers,
+            rule,
+            provenance,
+        )
 
     def _default_smoothing(self) -> Gaussian:
         bulk = self.nodes[self.is_bulk] if self.is_bulk.any() else self.nodes
-        steps = self.nodes.shape[1] if self.rule is None else self.rule.gauss.nodes.shape[1]
+        steps = self.nodes.shape[1] if self.rule is None else steps_of(self.rule)
         width = float(np.ptp(bulk)) / steps
         tiny = 1e-3 * float(np.abs(self.nodes).max())  # all bulk nodes equal, or none
         return Gaussian(width if width > 1e-9 * tiny else tiny or 1e-3)
+
+    @property
+    def accuracy(self) -> Accuracy | None:
+        """What `density` knows of its error; None for other estimators."""
+        told = self.provenance.get("accuracy")
+        return None if told is None else Accuracy(**told)
 
     @property
     def num_probes(self) -> int:
@@ -245,9 +272,8 @@ class SpectralMeasure:
             )
             raise ValueError(msg)
         freedoms = 2 if self.provenance["complex"] else 1
-        return distribution_band(
-            self.rule, self.dimension, np.asarray(x, dtype=np.float64), confidence, freedoms
-        )
+        at = np.asarray(x, dtype=np.float64)
+        return band(self.rule, self.dimension, at, confidence, freedoms)
 
     def quantile(self, q: ArrayLike) -> np.ndarray:
         """Return the smallest node up to which a fraction `q` of eigenvalues lies, unsmoothed."""
@@ -256,6 +282,7 @@ class SpectralMeasure:
             msg = f"q={q} must lie in [0, 1]."
             raise ValueError(msg)
         nodes, cumulative = self._steps()
+        cumulative = np.maximum.accumulate(cumulative)  # signed weights of moments go up and down
         # A rounding below the jump is the jump: cumulative sums of weights are not exact.
         return nodes[np.minimum(np.searchsorted(cumulative, q - 1e-12), len(nodes) - 1)]
 
@@ -285,9 +312,9 @@ class SpectralMeasure:
         if self.rule is None:
             return self
         return SpectralMeasure(
-            self.rule.gauss.nodes,
-            self.rule.gauss.weights,
+            *plain(self.rule, self.dimension),
             self.dimension,
+            self.smoothing if isinstance(self.smoothing, Chebyshev) else None,  # type: ignore[arg-type]
             rule=self.rule,
             provenance=self.provenance,
         )
@@ -316,8 +343,9 @@ class SpectralMeasure:
         if len(set(seeds)) < len(seeds):
             msg = f"seed={other.provenance['seeds']} was used already; run the second with another."
             raise ValueError(msg)
-        rule = KrylovRule.concatenate([self.rule, other.rule])
-        provenance = {**self.provenance, "seeds": seeds, "num_probes": len(rule.blocks)}
+        rule = join([self.rule, other.rule])
+        provenance = {**self.provenance, "seeds": seeds, "num_probes": rule.num_probes}
+        provenance.pop("accuracy", None)  # that of one part alone
         return SpectralMeasure.from_rule(rule, self.dimension, provenance)
 
     def plot(
@@ -348,19 +376,9 @@ class SpectralMeasure:
 
     def save(self, path: str | Path) -> None:
         """Write the measure to a ``.npz`` file: arrays, and a JSON header with the provenance."""
-        name, parameters = describe_smoothing(self.smoothing)
-        header = {
-            "format_version": _FORMAT,
-            "dimension": self.dimension,
-            "smoothing": name,
-            "smoothing_parameters": parameters,
-            "provenance": dict(self.provenance),
-        }
-        arrays = {"nodes": self.nodes, "weights": self.weights}
-        arrays |= {f"outliers_{key}": value for key, value in vars(self.outliers).items()}
-        if self.rule is not None:
-            arrays |= {f"rule_{key}": value for key, value in self.rule.to_arrays().items()}
-        write_npz(path, "measure", header, arrays)
+        from specdens.saving import save  # builds measures, so it comes after this module
+
+        save(self, path)
 
     def __repr__(self) -> str:
         low, high = self.support
@@ -370,30 +388,3 @@ class SpectralMeasure:
             f"{len(self.outliers)} eigenvalues resolved\n"
             f"  trace {self.trace()}, smoothing {self.smoothing}"
         )
-
-
-def load(path: str | Path) -> SpectralMeasure:
-    """Return the measure that `SpectralMeasure.save` wrote to `path`.
-
-    Raises
-    ------
-    FileNotFoundError
-        If there is no such file.
-    ValueError
-        If it is damaged, holds something else, or was written by a newer version.
-    """
-    header, arrays = read_npz(path, "measure", _FORMAT)
-    parts: dict[str, dict[str, Any]] = {"outliers": {}, "rule": {}}
-    for name, value in arrays.items():
-        prefix, _, key = name.partition("_")
-        if key:
-            parts[prefix][key] = value
-    return SpectralMeasure(
-        arrays["nodes"],
-        arrays["weights"],
-        header["dimension"],
-        make_smoothing(header["smoothing"], header["smoothing_parameters"]),
-        Outliers(**parts["outliers"]),
-        KrylovRule.from_arrays(parts["rule"]) if parts["rule"] else None,
-        header["provenance"],
-    )

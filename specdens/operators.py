@@ -6,7 +6,7 @@ of operators are operators again.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -15,6 +15,7 @@ import numpy as np
 import scipy.sparse
 
 from specdens.backends import Array, backend_of, dtype_name, get_backend
+from specdens.foreign import foreign_product, shape_of
 from specdens.spaces import LinearOperator, VectorSpace
 
 
@@ -49,8 +50,42 @@ class Arithmetic:
 
 
 def _combine(left: Any, left_factor: float, right: Any, right_factor: float) -> LinearOperator:
-    terms = [(left_factor, aslinearoperator(left)), (right_factor, aslinearoperator(right))]
+    terms = []
+    for factor, part in ((left_factor, left), (right_factor, right)):
+        if np.isscalar(part) and not isinstance(part, str):
+            if part != 0:  # sum() starts with 0
+                msg = f"operator + {part!r} is ambiguous; shift(A, {part!r}) adds {part!r} * I."
+                raise TypeError(msg)
+        else:
+            terms.append((factor, aslinearoperator(part)))
     return LinearCombination.of(terms)
+
+
+def check_same_space(first: LinearOperator, *others: LinearOperator) -> VectorSpace:
+    """Return the space that operators share.
+
+    Raises
+    ------
+    ValueError
+        Names both values of everything that differs.
+    """
+    space = first.space
+    for other in others:
+        if other.space == space:
+            continue
+        pairs = {
+            "dimension": (space.dimension, other.space.dimension),
+            "dtype": (dtype_name(space.dtype), dtype_name(other.space.dtype)),
+            "device": (str(space.device), str(other.space.device)),
+            "library": (space.backend.name, other.space.backend.name),
+        }
+        differing = ", ".join(f"{name} {a} and {b}" for name, (a, b) in pairs.items() if a != b)
+        msg = (
+            f"operators act on different spaces: {differing}, in {first!r} and {other!r}. "
+            "on_backend brings them to one library and device; cast arrays to one dtype first."
+        )
+        raise ValueError(msg)
+    return space
 
 
 def real_scalar(value: Any, name: str) -> float:
@@ -73,24 +108,24 @@ class LinearCombination(Arithmetic):
     shift: float = 0.0
 
     @classmethod
-    def of(cls, terms: list[tuple[float, LinearOperator]], shift: float = 0.0) -> LinearCombination:
-        """Build the combination, nested ones flattened, and check that the spaces agree."""
-        flat: list[tuple[float, LinearOperator]] = []
+    def of(
+        cls, terms: Iterable[tuple[float, LinearOperator]], shift: float = 0.0
+    ) -> LinearCombination:
+        """Build the combination: nested ones flattened, each operator once, and all on one space.
+
+        Operators that cancel are dropped, except the first if nothing else is left.
+        """
+        merged: dict[int, tuple[float, LinearOperator]] = {}  # by identity, in order of appearance
         for factor, operator in terms:
+            inner: Iterable[tuple[float, LinearOperator]] = [(1.0, operator)]
             if isinstance(operator, LinearCombination):
-                flat += [(factor * inner, part) for inner, part in operator.terms]
-                shift += factor * operator.shift
-            else:
-                flat.append((factor, operator))
-        first = flat[0][1].space
-        for _, operator in flat[1:]:
-            if operator.space != first:
-                msg = (
-                    f"operators act on different spaces, {first} and {operator.space}; "
-                    "bring them to one library and device with on_backend first."
-                )
-                raise ValueError(msg)
-        return cls(tuple(flat), shift)
+                inner, shift = operator.terms, shift + factor * operator.shift
+            for inner_factor, part in inner:
+                before = merged.get(id(part), (0.0, part))[0]
+                merged[id(part)] = (before + factor * inner_factor, part)
+        check_same_space(*(part for _, part in merged.values()))
+        parts = tuple(merged.values())
+        return cls(tuple(term for term in parts if term[0]) or parts[:1], shift)
 
     @property
     def space(self) -> VectorSpace:
@@ -195,7 +230,8 @@ class FunctionOperator(Arithmetic):
         return y if agrees else self._columns(x)
 
     def __repr__(self) -> str:
-        name = getattr(self.function, "__qualname__", type(self.function).__name__)
+        named = getattr(self.function, "__name__", type(self.function).__name__)
+        name = getattr(self.function, "__qualname__", named)
         return f"FunctionOperator({name}, n={self.space.dimension})"
 
 
@@ -206,9 +242,11 @@ def aslinearoperator(A: Any) -> LinearOperator:  # noqa: N803 (the field's name 
     ----------
     A : operator, array or matrix-like of shape (n, n)
         A `LinearOperator` is returned as it is. Dense arrays of any backend, SciPy and CuPy sparse
-        matrices and linear operators, torch sparse tensors, JAX ``BCOO``, and any object with
-        ``.shape`` and either ``@``, ``matmat`` or ``matvec`` are wrapped. Integers and booleans are
-        promoted to floating point.
+        matrices and linear operators, torch sparse tensors, JAX ``BCOO``, operators of PyLops,
+        CoLA, lineax, linear_operator (GPyTorch) and curvlinops, and any object with ``.shape`` and
+        either ``@``, ``matmat`` or ``matvec`` are wrapped. Its ``dtype`` and ``device`` decide the
+        library of the vectors, NumPy float64 without them. Integers and booleans are promoted to
+        floating point.
 
     Returns
     -------
@@ -234,23 +272,27 @@ def aslinearoperator(A: Any) -> LinearOperator:  # noqa: N803 (the field's name 
         return A
     if isinstance(A, list | tuple):
         A = np.asarray(A)  # noqa: N806
-    shape = getattr(A, "shape", None)
+    shape = shape_of(A)
     if shape is None:
         msg = (
             f"operator has type {type(A).__qualname__}; expected an object with .space and @, a "
-            "square array, a sparse matrix, or something with .shape and @ or matvec."
+            "square array, a sparse matrix, or something with .shape and @ or matvec. A function "
+            "becomes an operator as FunctionOperator(function, space)."
         )
         raise TypeError(msg)
     if len(shape) != 2 or shape[0] != shape[1]:
-        msg = f"operator has shape {tuple(shape)}; a spectrum needs a square matrix (n, n)."
+        msg = f"operator has shape {shape}; a spectrum needs a square matrix (n, n)."
         raise ValueError(msg)
     if shape[0] < 1:
         msg = "operator has shape (0, 0): there is no spectrum without vectors."
         raise ValueError(msg)
-    for wrap in (_from_sparse, _from_dense, _from_duck):
+    for wrap in (_from_sparse, _from_dense):
         operator = wrap(A)
         if operator is not None:
             return operator
+    product = foreign_product(A)
+    if product is not None:
+        return FunctionOperator(product, product.space, product.blocks)
     msg = f"operator of type {type(A).__qualname__} has .shape but neither @ nor matvec nor matmat."
     raise TypeError(msg)
 
@@ -321,34 +363,3 @@ def _asymmetry(matrix: Array, xp: Any) -> tuple[float, float]:
         largest = max(largest, float(xp.max(xp.abs(block))))
         asymmetry = max(asymmetry, float(xp.max(xp.abs(block - mirror))))
     return largest, asymmetry
-
-
-def _from_duck(matrix: Any) -> LinearOperator | None:
-    """Wrap an object with .shape and matmat, @ or matvec, in the array library of its dtype."""
-    matmat, matvec = (getattr(matrix, name, None) for name in ("matmat", "matvec"))
-    if callable(matmat) and callable(matvec):
-        function: Callable[[Array], Array] = lambda x: (matvec if x.ndim == 1 else matmat)(x)  # noqa: E731
-        blocks: bool | None = True
-    elif callable(matvec):
-        function, blocks = matvec, False
-    elif callable(matmat):
-        function = lambda x: matmat(x[:, None])[:, 0] if x.ndim == 1 else matmat(x)  # noqa: E731
-        blocks = True
-    elif hasattr(type(matrix), "__matmul__"):
-        function, blocks = (lambda x: matrix @ x), None
-    else:
-        return None
-    return FunctionOperator(function, _duck_space(matrix), blocks)
-
-
-def _duck_space(matrix: Any) -> VectorSpace:
-    """Make a space from ``.dtype``, ``.device`` and the module; without them NumPy float64."""
-    dtype = getattr(matrix, "dtype", None)
-    n = matrix.shape[0]
-    if str(dtype).startswith("torch."):
-        xp = get_backend("torch").xp
-        return VectorSpace.like(xp.zeros(n, dtype=dtype, device=getattr(matrix, "device", None)))
-    if type(matrix).__module__.startswith("cupyx."):
-        return VectorSpace.like(get_backend("cupy").xp.zeros(n, dtype=dtype))
-    host = np.float64 if dtype is None else np.dtype(dtype)
-    return VectorSpace.like(np.zeros(n, dtype=host))

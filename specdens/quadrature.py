@@ -82,6 +82,11 @@ class KrylovRule:
             max(rule.resolution for rule in rules),
         )
 
+    @property
+    def num_probes(self) -> int:
+        """Number of probes p."""
+        return len(self.blocks)
+
     def to_arrays(self) -> dict[str, np.ndarray]:
         """Return everything as named arrays, for files."""
         arrays = {"blocks": self.blocks, "sketches": self.sketches}
@@ -108,6 +113,71 @@ class KrylovRule:
             sketches=arrays["sketches"],
             resolution=float(arrays["resolution"]),
         )
+
+
+@dataclass(frozen=True, eq=False)
+class MomentRule:
+    """What the kernel polynomial method knows of the measures of p probes: Chebyshev moments.
+
+    Kept without damping, which is chosen afterwards.
+    """
+
+    moments: np.ndarray  # (p, K) float64, of T_0, ..., T_{K-1} on the interval, the first being 1
+    interval: np.ndarray  # (2,) its ends
+    resolution: float  # a few roundings of the norm
+
+    @classmethod
+    def concatenate(cls, rules: Sequence[MomentRule]) -> MomentRule:
+        """Stack the probes of several runs.
+
+        Raises
+        ------
+        ValueError
+            If their intervals or numbers of moments differ.
+        """
+        first = rules[0]
+        for rule in rules:
+            if not np.array_equal(rule.interval, first.interval):
+                msg = (
+                    f"interval={tuple(rule.interval.tolist())} differs from that of the other "
+                    f"moments, {tuple(first.interval.tolist())}; run both with the same."
+                )
+                raise ValueError(msg)
+            if rule.moments.shape[1] != first.moments.shape[1]:
+                msg = (
+                    f"num_moments={rule.moments.shape[1]} differs from that of the other probes, "
+                    f"{first.moments.shape[1]}; run both with the same."
+                )
+                raise ValueError(msg)
+        moments = np.concatenate([rule.moments for rule in rules])
+        return cls(moments, first.interval, max(rule.resolution for rule in rules))
+
+    @property
+    def num_probes(self) -> int:
+        """Number of probes p."""
+        return len(self.moments)
+
+    def quadrature(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return nodes and signed weights (p, K) that have exactly these moments, and none beyond.
+
+        The nodes are the Chebyshev points, the weights the cut Chebyshev series at them, by
+        discrete orthogonality (Weisse et al. 2006, eqs. 81-84).
+        """
+        p, count = self.moments.shape
+        low, high = self.interval
+        points = np.cos(np.pi * (np.arange(count) + 0.5) / count)[::-1]
+        series = self.moments * np.where(np.arange(count) == 0, 1, 2)
+        weights = (series @ np.cos(np.outer(np.arange(count), np.arccos(points)))) / count
+        return np.tile((low + high) / 2 + (high - low) / 2 * points, (p, 1)), weights
+
+    def to_arrays(self) -> dict[str, np.ndarray]:
+        """Return everything as named arrays, for files."""
+        return {f.name: np.asarray(getattr(self, f.name)) for f in fields(self)}
+
+    @classmethod
+    def from_arrays(cls, arrays: Mapping[str, np.ndarray]) -> MomentRule:
+        """Return the rule that `to_arrays` took apart."""
+        return cls(arrays["moments"], arrays["interval"], float(arrays["resolution"]))
 
 
 def rounding(precision: float, nodes: np.ndarray) -> float:

@@ -69,6 +69,12 @@ class Outliers:
     def __len__(self) -> int:
         return len(self.eigenvalues)
 
+    def join(self, other: Outliers) -> Outliers:
+        """Return the eigenvalues of both, ascending."""
+        order = np.argsort(np.concatenate([self.eigenvalues, other.eigenvalues]), kind="stable")
+        mine, theirs = vars(self), vars(other)
+        return Outliers(*(np.concatenate([mine[key], theirs[key]])[order] for key in mine))
+
 
 @dataclass(frozen=True)
 class _Cluster:

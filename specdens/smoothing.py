@@ -14,6 +14,8 @@ from typing import Any, Protocol
 import numpy as np
 from scipy.special import ndtr
 
+from specdens.damping import Damping, describe_damping, jackson, make_damping
+
 
 class Smoothing(Protocol):
     """What `SpectralMeasure.pdf` and `SpectralMeasure.cdf` broaden nodes with."""
@@ -104,25 +106,6 @@ class Lorentzian:
         return self.width
 
 
-def jackson(degree: int) -> np.ndarray:
-    r"""Return Jackson's damping factors :math:`g_0, ..., g_N` for `degree` N: (N + 1,).
-
-    .. math:: (M + 1) g_r = (M - r + 1) \cos\frac{\pi r}{M + 1}
-              + \sin\frac{\pi r}{M + 1} \cot\frac{\pi}{M + 1}
-
-    with M = N + 1 moments (Weisse, Wellein, Alvermann, Fehske 2006, Rev. Mod. Phys. 78, 275, eq.
-    71). The damped kernel is nowhere negative.
-
-    Examples
-    --------
-    >>> float(jackson(4)[0])
-    1.0
-    """
-    r, m = np.arange(degree + 1), degree + 1
-    phase = np.pi / (m + 1)
-    return ((m - r + 1) * np.cos(phase * r) + np.sin(phase * r) / np.tan(phase)) / (m + 1)
-
-
 @dataclass(frozen=True)
 class Chebyshev:
     r"""The kernel polynomial method as a smoothing of any rule.
@@ -141,7 +124,8 @@ class Chebyshev:
     interval : tuple of float
         Ends ``(low, high)`` of an interval that holds all nodes; outside it the density is 0.
     damping : callable
-        ``damping(degree)`` returns the N + 1 factors g; `jackson` keeps the density nonnegative.
+        ``damping(degree)`` returns the N + 1 factors g: `jackson`, `fejer`, `LorentzDamping`,
+        `lanczos_sigma`, `undamped`, or any other. `jackson` keeps the density nonnegative.
 
     Raises
     ------
@@ -151,7 +135,7 @@ class Chebyshev:
 
     degree: int
     interval: tuple[float, float]
-    damping: Callable[[int], np.ndarray] = jackson
+    damping: Damping = jackson
 
     def __post_init__(self) -> None:
         low, high = self.interval
@@ -224,11 +208,13 @@ def describe_smoothing(smoothing: Smoothing) -> tuple[str, dict[str, Any]]:
     Raises
     ------
     ValueError
-        If it is another, or has a damping other than `jackson`.
+        If it, or its damping, is none of specdens' own.
     """
     name = type(smoothing).__name__
     parameters = dict(vars(smoothing))
-    if name not in _KINDS or parameters.pop("damping", jackson) is not jackson:
+    if "damping" in parameters:
+        parameters["damping"] = describe_damping(parameters["damping"])
+    if name not in _KINDS or parameters.get("damping", "") is None:
         msg = f"smoothing={smoothing!r} is not specdens' own and cannot be saved; replace it first."
         raise ValueError(msg)
     return name, parameters
@@ -238,4 +224,5 @@ def make_smoothing(name: str, parameters: dict[str, Any]) -> Smoothing:
     """Return the smoothing that `describe_smoothing` took apart."""
     if "interval" in parameters:
         parameters = {**parameters, "interval": tuple(parameters["interval"])}
+        parameters["damping"] = make_damping(parameters.get("damping", "jackson"))
     return _KINDS[name](**parameters)

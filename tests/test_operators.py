@@ -8,8 +8,9 @@ import scipy.sparse
 import scipy.sparse.linalg
 import torch
 
-from specdens import FunctionOperator, VectorSpace, aslinearoperator
-from tests.cases import dense, dense_case, device_of, home, move
+from specdens import FunctionOperator, VectorSpace, aslinearoperator, shift
+from specdens.operators import LinearCombination
+from tests.cases import CountingOperator, dense, dense_case, device_of, home, move
 
 _RNG = np.random.default_rng(5)
 _MATRIX = dense(np.linspace(-1.0, 2.0, 6)).round(2)
@@ -267,10 +268,69 @@ def test_operators_and_sparse_matrices_add_in_either_order():
     assert_multiplies_like(scipy.sparse.linalg.aslinearoperator(sparse) - operator, -_MATRIX)
 
 
-def test_operators_on_different_spaces_do_not_add():
-    for other in (np.eye(5), torch.eye(6, dtype=torch.float64), np.eye(6, dtype=np.float32)):
-        with pytest.raises(ValueError, match="operators act on different spaces, VectorSpace"):
-            aslinearoperator(_MATRIX) + other
+@pytest.mark.parametrize(
+    ("other", "text"),
+    [
+        (np.eye(5), "dimension 6 and 5, in"),
+        (torch.eye(6, dtype=torch.float64), "library numpy and torch, in"),
+        (np.eye(6, dtype=np.float32), "dtype float64 and float32, in MatrixOperator.*n=6, float64"),
+        (np.eye(6, dtype=np.complex128), "dtype float64 and complex128, in"),
+    ],
+)
+def test_operators_on_different_spaces_do_not_add(other, text):
+    with pytest.raises(ValueError, match=f"operators act on different spaces: .*{text}"):
+        aslinearoperator(_MATRIX) + other
+
+
+def test_operators_on_different_devices_do_not_add():
+    first, second = (aslinearoperator(move(_MATRIX, f"strict:{d}")) for d in ("device1", "device2"))
+    with pytest.raises(ValueError, match=r"different spaces: device .*device1.* and .*device2"):
+        first + second
+
+
+def test_sums_of_many_operators_are_one_flat_combination(library):
+    matrices = [dense(np.linspace(-1.0, 1.0 + i, 6), seed=i) for i in range(50)]
+    operators = [CountingOperator(aslinearoperator(move(m, library))) for m in matrices]
+    total = sum(2.0 * shift(A, 0.0) for A in operators)
+    assert isinstance(total, LinearCombination)
+    assert [part for _, part in total.terms] == operators
+    assert_multiplies_like(total, 2 * sum(matrices), rtol=1e-11)
+    assert all(A.shapes == [(6,), (6, 3)] for A in operators)
+
+
+def test_the_same_operator_is_multiplied_once():
+    A, B = CountingOperator(aslinearoperator(_MATRIX)), aslinearoperator(np.eye(6))  # noqa: N806
+    total = 2.0 * shift(A, 1.0) + B - 0.5 * shift(A, 4.0) + B
+    assert [factor for factor, _ in total.terms] == [1.5, 2.0]
+    assert_multiplies_like(total, 1.5 * _MATRIX + 2 * np.eye(6))
+    assert A.shapes == [(6,), (6, 3)]
+
+
+def test_equal_matrices_in_different_operators_are_not_merged():
+    A, B = aslinearoperator(_MATRIX), aslinearoperator(_MATRIX.copy())  # noqa: N806
+    assert len((A + B).terms) == 2
+
+
+def test_operators_that_cancel_cost_no_product(library):
+    A = aslinearoperator(move(_MATRIX, library))  # noqa: N806
+    counting = CountingOperator(A)
+    left = shift(counting, 3.0) + A - counting
+    assert_multiplies_like(left, _MATRIX + 3 * np.eye(6))
+    assert counting.shapes == []
+    assert_multiplies_like(A - A, np.zeros((6, 6)))
+    assert_multiplies_like(sum([shift(A, 1.0), -A]), np.eye(6))
+
+
+def test_zero_is_the_only_number_that_adds():
+    A = aslinearoperator(_MATRIX)  # noqa: N806
+    for total in (0 + A, A + 0, A - 0, 0.0 + A, sum([A])):
+        assert_multiplies_like(total, _MATRIX)
+    assert_multiplies_like(0 - A, -_MATRIX)
+    for number in (2.0, 1j, np.float64(1)):
+        with pytest.raises(TypeError, match=r"ambiguous; shift\(A, .*\) adds"):
+            A + number
+        with pytest.raises(TypeError, match="ambiguous"):
+            number - A
 
 
 @pytest.mark.parametrize(
@@ -334,6 +394,9 @@ def test_roundings_of_symmetry_are_accepted():
 def test_operators_print_what_they_are():
     operator = aslinearoperator(_MATRIX)
     assert repr(operator) == "MatrixOperator(ndarray, n=6, float64)"
-    assert repr(2 * operator - operator) == f"2 * {operator!r} + -1 * {operator!r}"
+    other = aslinearoperator(-_MATRIX)
+    assert repr(2 * operator - other) == f"2 * {operator!r} + -1 * {other!r}"
+    assert repr(2 * operator - operator) == f"1 * {operator!r}"
+    assert repr(aslinearoperator(_Both())) == "FunctionOperator(_Both, n=6)"
     function = FunctionOperator(_rolls, VectorSpace.like(np.zeros(6)))
     assert repr(function) == "FunctionOperator(_rolls, n=6)"

@@ -55,6 +55,7 @@ class BlockLanczos:
     """Block Lanczos iteration of `num_steps` products, with partial reorthogonalization."""
 
     num_steps: int
+    extendable = False
 
     def init(self, operator: LinearOperator, probes: Array) -> BlockState:
         """Return the state before the first product. `probes` (n, p) has unit columns."""
@@ -116,6 +117,16 @@ class BlockLanczos:
             w, again = orthonormalize(w, 0.5, space, do)
             r = again @ r
         return w, r, overlaps
+
+    def steps_taken(self, state: BlockState) -> int:
+        """Return the number of products so far."""
+        return len(state.diagonal)
+
+    def truncate(self, state: BlockState, steps: int) -> BlockState:
+        """Return what of an earlier state `finish` needs, after `steps` products at most."""
+        steps = min(steps, len(state.diagonal))
+        basis, coupling = state.basis[: steps + 1], state.coupling[: steps + 1]
+        return BlockState(basis, state.diagonal[:steps], coupling, state.overlaps)
 
     def done(self, state: BlockState) -> bool:
         """Tell whether all steps are taken, or the Krylov space is exhausted."""

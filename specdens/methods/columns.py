@@ -46,6 +46,17 @@ def subtract(w: Array, q: Array, alpha: Array, *, wide: DType) -> Any:
     return w, squared**0.5
 
 
+def chebyshev(product: Array, t: Array, t_prev: Array, coefficients: Array, *, wide: DType) -> Any:
+    """Return w = a A t + b t + c t_prev with (a, b, c) given, <w, t> and <w, w>, per column."""
+    w, cross, square = t_prev * coefficients[2], 0, 0
+    for rows in row_blocks(t):
+        part = coefficients[0] * product[rows, :] + coefficients[1] * t[rows, :]
+        w = xpx.at(w)[rows, :].add(part)
+        cross += _dot(w[rows, :], t[rows, :], wide)
+        square += _dot(w[rows, :], w[rows, :], wide)
+    return w, cross, square
+
+
 def scale(w: Array, factors: Array) -> Array:
     """Return w with column j multiplied by factors[j], in place where that is possible."""
     w *= factors
@@ -139,6 +150,7 @@ class Kernels:
     """The functions above for one library and accumulation dtype."""
 
     three_term: Any
+    chebyshev: Any
     subtract: Any
     inner: Any
     scale: Any
@@ -151,7 +163,7 @@ class Kernels:
 @lru_cache
 def kernels(backend: Backend, wide: DType) -> Kernels:
     """Return the column arithmetic of a library, compiled once."""
-    accumulating = [partial(f, wide=wide) for f in (three_term, subtract, inner)]
+    accumulating = [partial(f, wide=wide) for f in (three_term, chebyshev, subtract, inner)]
     subtracting = [partial(f, fused=backend.subtract_product) for f in (take, remove)]
     functions = (*accumulating, scale, combine, transform, *subtracting)
     return Kernels(*(backend.jit(f) for f in functions))

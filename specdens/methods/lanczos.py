@@ -16,7 +16,7 @@ any time.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -47,6 +47,7 @@ class Lanczos:
     """Lanczos iteration of `num_steps` products for every column, without reorthogonalization."""
 
     num_steps: int
+    extendable = False
 
     def init(self, operator: LinearOperator, probes: Array) -> LanczosState:
         """Return the state before the first product. `probes` (n, p) has unit columns."""
@@ -90,6 +91,15 @@ class Lanczos:
         projected = projected[:, None, :].astype(state.sketches.dtype)
         sketches = np.concatenate([state.sketches, projected], axis=1)
         return LanczosState(q, state.q, state.signs, alphas, betas, sketches)
+
+    def steps_taken(self, state: LanczosState) -> int:
+        """Return the number of products so far."""
+        return state.alphas.shape[1]
+
+    def truncate(self, state: LanczosState, steps: int) -> LanczosState:
+        """Return what of an earlier state `finish` needs, after `steps` products at most."""
+        kept = {name: getattr(state, name)[:, :steps] for name in ("alphas", "betas", "sketches")}
+        return replace(state, **kept)
 
     def done(self, state: LanczosState) -> bool:
         """Tell whether all steps are taken, or every column has exhausted its Krylov space."""

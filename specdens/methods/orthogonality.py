@@ -15,7 +15,8 @@ the arithmetic of the operator, is measured in every step: it is what is left of
 Q_{k-1} and Q_k when nothing should be.
 
 While the basis is orthonormal to the square root of the precision, T is the projection of A to full
-precision (Simon 1984): no ghosts, no shift of a Ritz value that could be seen.
+precision (Simon 1984): no ghosts, no shift of a Ritz value that could be seen. Neighbors are kept
+orthogonal to the precision itself.
 """
 
 from __future__ import annotations
@@ -80,12 +81,18 @@ class Overlaps:
         of the precision; otherwise every block up to the last that can be seen in it: what comes
         back are converged Ritz vectors, which are made of the first blocks. And the same ones and
         the next after one more product, which brings back what its predecessor was not cleaned of.
+        The two predecessors are different: T feels their overlaps to first order, so these are kept
+        to a few roundings. They exceed that if little was left of the product.
         """
+        largest = np.abs(self.newer).max(axis=(1, 2))
         drift = np.sqrt((np.abs(self.newer) ** 2).sum(axis=(0, 1)))
-        if drift.max() <= precision**0.5:
-            return self.repeat
-        visible = np.abs(self.newer).max(axis=(1, 2)) > precision**0.75
-        return np.arange(len(visible)) <= np.flatnonzero(visible).max()
+        cleaned = self.repeat.copy()
+        if drift.max() > precision**0.5:
+            last = np.flatnonzero(largest > precision**0.75).max()
+            cleaned = np.arange(len(largest)) <= last
+        if largest[-2:].max() > 16 * precision:
+            cleaned[-2:] = True
+        return cleaned
 
     def after_cleaning(self, cleaned: np.ndarray, factor: np.ndarray) -> Overlaps:
         """Return the overlaps of the newest block when it has been cleaned of old ones."""
@@ -93,6 +100,6 @@ class Overlaps:
         newer = np.where(cleaned[:, None, None], fresh, self.newer)
         repeat = np.zeros_like(cleaned)
         if not self.repeat.any():
-            repeat |= cleaned
-            repeat[1:] |= cleaned[:-1]
+            repeat[:-2] |= cleaned[:-2]
+            repeat[1:-1] |= cleaned[:-2]
         return Overlaps(self.older, newer, self.rounding, repeat)

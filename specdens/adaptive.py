@@ -1,0 +1,240 @@
+"""The front door that chooses for itself: `density`, to a requested accuracy."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from specdens.backends import Array
+from specdens.driver import progress_bar
+from specdens.interpolation import residual_distance, statistical_distance
+from specdens.measure import Accuracy, SpectralMeasure
+from specdens.methods.block import BlockLanczos
+from specdens.methods.lanczos import Lanczos
+from specdens.operators import aslinearoperator
+from specdens.probes import draw, sphere
+from specdens.quadrature import KrylovRule
+from specdens.runs import MEMORY_BUDGET, checked_count, checked_seed, provenance_of
+from specdens.spaces import LinearOperator
+
+_FIRST_CHECK = 4  # steps before anything is estimated
+_GROWTH = 1.2  # from one check to the next
+_STATISTICAL_SHARE = 0.8  # of the tolerance at least, for the probes
+_LONG_RUN = 128  # steps that the memory for a basis is judged by
+
+
+def density(
+    A: LinearOperator | Array,  # noqa: N803
+    *,
+    tolerance: float = 0.01,
+    confidence: float = 0.95,
+    max_products: int | None = None,
+    seed: int = 0,
+    memory_budget: int = MEMORY_BUDGET,
+    progress: bool | None = None,
+) -> SpectralMeasure:
+    r"""Estimate the spectral density to a requested accuracy, choosing probes and steps itself.
+
+    Stochastic Lanczos quadrature that goes on until the Wasserstein-1 distance to the true
+    distribution of the eigenvalues, divided by the range of the spectrum, is estimated to be below
+    `tolerance` with probability `confidence`. The estimate has a statistical part (too few probes)
+    and a quadrature part (too few steps), see `specdens.interpolation`; probes are added for the
+    first, steps for the second.
+
+    Parameters
+    ----------
+    A : LinearOperator or array-like of shape (n, n)
+        Real symmetric or complex Hermitian; wrapped by `aslinearoperator`.
+    tolerance : float
+        Wasserstein-1 distance over range, between 0 and 1.
+    confidence : float
+        Between 0 and 1.
+    max_products : int, optional
+        Columns to multiply at most. None sets no limit; n products, one with every unit vector,
+        would give all eigenvalues.
+    seed : int
+        Determines the probes.
+    memory_budget : int
+        Bytes for Lanczos vectors, the operator's own not counted.
+    progress : bool, optional
+        As in `slq`.
+
+    Returns
+    -------
+    SpectralMeasure
+        Eigenvalues that were resolved one by one are atoms of their exact mass; between the nodes
+        of all others the distribution function is interpolated. `SpectralMeasure.accuracy` holds
+        both parts of the error and whether the tolerance was met; ``plain()`` is the Gauss rule.
+
+    Raises
+    ------
+    ValueError
+        If `tolerance` or `confidence` is out of range, a count is too small, or a product is not
+        finite.
+    TypeError
+        If `A` is not an operator or a count is not an integer.
+
+    References
+    ----------
+    Chen, Trogdon, Ubaru (2021), ICML. arXiv:2105.06595
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> measure = density(np.diag(np.linspace(0.0, 1.0, 500)), tolerance=0.05)
+    >>> measure.accuracy.converged, bool(measure.distance(np.linspace(0.0, 1.0, 500)) < 0.05)
+    (True, True)
+    """
+    A = aslinearoperator(A)  # noqa: N806
+    for name, value in (("tolerance", tolerance), ("confidence", confidence)):
+        if not 0 < value < 1:
+            msg = f"{name}={value} must lie between 0 and 1; tolerance is a part of the range."
+            raise ValueError(msg)
+    limit = math.inf if max_products is None else checked_count("max_products", max_products)
+    search = _Search(A, tolerance, confidence, checked_seed(seed), memory_budget, limit)
+    with progress_bar(None, 0, progress, unit="column") as bar:
+        for result in search.measures():
+            measure = result
+            bar.update(search.num_products - bar.n)
+    return measure
+
+
+@dataclass
+class _Block:
+    """Probes that share a run, and how far it is."""
+
+    count: int
+    method: Any  # BlockLanczos or Lanczos
+    state: Any
+
+    @property
+    def is_done(self) -> bool:
+        """Whether the Krylov space is exhausted."""
+        return bool(self.method.done(self.state))
+
+    def rule(self, A: LinearOperator, steps: int) -> KrylovRule:  # noqa: N803
+        """Return the rule after so many steps, or all if there are fewer."""
+        part = self.method.truncate(self.state, steps)
+        cut = replace(self.method, num_steps=self.method.steps_taken(part))
+        rule: KrylovRule = cut.finish(A, part)
+        return rule
+
+
+@dataclass
+class _Search:
+    """Blocks of probes, all taken to the same number of steps, and what they give on the way."""
+
+    A: LinearOperator
+    tolerance: float
+    confidence: float
+    seed: int
+    memory_budget: int
+    limit: float
+    blocks: list[_Block] = field(default_factory=list)
+    num_products: int = 0
+    began: float = field(default_factory=time.perf_counter)
+
+    @property
+    def num_probes(self) -> int:
+        """Probes of all blocks."""
+        return sum(block.count for block in self.blocks)
+
+    @property
+    def freedoms(self) -> int:
+        """Real numbers per entry of a vector."""
+        return 2 if self.A.space.is_complex else 1
+
+    @property
+    def is_exhausted(self) -> bool:
+        """Whether no block has a step left to take."""
+        return all(block.is_done for block in self.blocks)
+
+    def measures(self) -> Iterator[SpectralMeasure]:
+        """Yield a measure at every check, the last one being the result."""
+        n = self.A.space.dimension
+        steps = min(_FIRST_CHECK, n)
+        self.add(1)  # enough for a large n; for others the first steps tell how many more
+        while True:
+            self.advance(steps)
+            measure, accuracy = self.measure(steps)
+            yield measure
+            spent = self.num_products + self.num_probes > self.limit
+            more = self.missing_probes(accuracy, steps)
+            if accuracy.converged or spent or (not more and self.is_exhausted):
+                return
+            self.add(more)
+            steps = min(math.ceil(_GROWTH * steps), n)
+
+    def add(self, count: int) -> None:
+        """Start a block of `count` probes."""
+        if count < 1:
+            return
+        space, first = self.A.space, self.num_probes
+        kept = BlockLanczos(min(_LONG_RUN, space.dimension)).memory(space) * count
+        kind = BlockLanczos if kept <= self.memory_budget else Lanczos
+        method = kind(space.dimension)
+        probes = draw(sphere, space, self.seed, range(first, first + count))
+        self.blocks.append(_Block(count, method, method.init(self.A, probes)))
+
+    def advance(self, steps: int) -> None:
+        """Take all blocks to so many steps, as far as products are allowed."""
+        for block in self.blocks:
+            while block.method.steps_taken(block.state) < steps and not block.is_done:
+                if self.num_products + block.count > self.limit and self.num_products:
+                    return
+                block.state = block.method.step(self.A, block.state)
+                self.num_products += block.count
+
+    def measure(self, steps: int) -> tuple[SpectralMeasure, Accuracy]:
+        """Return the measure of all blocks, and its accuracy."""
+        blocks = [b for b in self.blocks if b.method.steps_taken(b.state)]
+        fine, coarse = (
+            KrylovRule.concatenate([block.rule(self.A, m) for block in blocks])
+            for m in (steps, (steps + 1) // 2)
+        )
+        n, space = self.A.space.dimension, self.A.space
+        settings = {
+            "method": "density",
+            "num_steps": steps,
+            "seed": self.seed,
+            "block_size": max(block.count for block in blocks),
+            "reorthogonalize": all(isinstance(b.method, BlockLanczos) for b in blocks),
+            "probes": "sphere",
+            "tolerance": self.tolerance,
+        }
+        provenance = provenance_of(settings, space, sum(b.count for b in blocks), self.began)
+        measure = SpectralMeasure.from_rule(fine, n, provenance)
+        size = float(np.ptp(measure.support)) or 1.0
+        quadrature = 0.0
+        if not self.is_exhausted:
+            halved = measure.distance(SpectralMeasure.from_rule(coarse, n, provenance))
+            quadrature = min(halved, residual_distance(fine)) / size
+        known = measure.outliers.eigenvalues[measure.outliers.stderr == 0]
+        statistical = statistical_distance(
+            measure.nodes, measure.weights, known, n, self.confidence, self.freedoms
+        )
+        accuracy = Accuracy(
+            statistical / size, quadrature, self.tolerance, self.confidence, self.num_products
+        )
+        full = {**provenance, "accuracy": accuracy._asdict()}
+        return replace(measure, provenance=full), accuracy
+
+    def missing_probes(self, accuracy: Accuracy, steps: int) -> int:
+        """Return how many probes to add: none before the steps are enough, or if it is no gain."""
+        if accuracy.quadrature > self.tolerance and not self.is_exhausted:
+            return 0
+        allowed = max(_STATISTICAL_SHARE * self.tolerance, self.tolerance - accuracy.quadrature)
+        if accuracy.statistical <= allowed:
+            return 0
+        more = math.ceil(self.num_probes * ((accuracy.statistical / allowed) ** 2 - 1))
+        n = self.A.space.dimension
+        if self.is_exhausted:  # repeated eigenvalues: few steps are enough, few probes are not
+            return min(more, n)
+        # All eigenvalues may be had for less, by going on with the probes that there are.
+        exhausting = n - self.num_products if len(self.blocks) == 1 else n
+        return more if more * steps < exhausting else 0

@@ -1,0 +1,369 @@
+r"""The runs of an eigensolver: thick-restart Lanczos until the wanted pairs are found, and all.
+
+A run from a random vector sees one direction of every eigenspace only. The other copies of a
+repeated eigenvalue are found by further runs, orthogonal to what is locked, from new random
+vectors. A run without finds ends when it proves that there is nothing to find: if
+:math:`A V = [V, F] G`, an eigenvector z of an eigenvalue :math:`\lambda` that is no eigenvalue of
+T, the part of G that belongs to V, has
+
+.. math:: z^* V = (z^* F) \, G_F (\lambda - T)^{-1}
+          \quad\Rightarrow\quad |z^* x| \le \| G_F (\lambda - T)^{-1} V^* x \|,
+
+and a random unit vector x hardly ever has a component that small: one below :math:`\epsilon` with
+probability at most :math:`\epsilon \sqrt{2 n / \pi}`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from specdens.backends import Array
+from specdens.methods.thick_restart import (
+    Decomposition,
+    RitzPairs,
+    append,
+    combine,
+    expand,
+    lock,
+    restart,
+    ritz_pairs,
+    steer,
+)
+from specdens.probes import draw, sphere
+from specdens.spaces import LinearOperator
+
+MISS = 1e-3  # probability that a search ends before it has found what is there
+LEAST_SEARCH = 40  # products that a search may always take
+
+
+@dataclass(frozen=True)
+class Goal:
+    """What is asked for."""
+
+    count: int
+    which: str
+    tol: float
+
+    def ranking(self, values: np.ndarray) -> np.ndarray:
+        """Return the indices of `values`, the most wanted first."""
+        if self.which == "SA":
+            return np.argsort(values, kind="stable")
+        if self.which == "LM":
+            return np.argsort(-np.abs(values), kind="stable")
+        descending = np.argsort(-values, kind="stable")
+        if self.which == "LA":
+            return descending
+        both = np.stack([descending, descending[::-1]], axis=1).ravel()
+        return both[np.sort(np.unique(both, return_index=True)[1])]
+
+    def sides(self, values: np.ndarray) -> list[tuple[int, np.ndarray]]:
+        """Return the wanted ends (sign 1 for the high one) and the wanted values of each.
+
+        Multiplied with the sign, values beyond the smallest of an end are wanted more.
+        """
+        wanted = values[self.ranking(values)[: self.count]]
+        if self.which == "LM":
+            return [(1, np.abs(wanted)), (-1, np.abs(wanted))]
+        if self.which == "BE":
+            high = np.sort(wanted)[::-1]
+            half = (self.count + 1) // 2
+            ends = [(1, high[:half]), (-1, -high[half:])]
+            return [end for end in ends if len(end[1])]
+        return [(1, wanted)] if self.which == "LA" else [(-1, -wanted)]
+
+    def away(self, values: np.ndarray, others: np.ndarray, distance: float) -> np.ndarray:
+        """Return `values` moved towards the wanted end by `distance`."""
+        if self.which == "BE":
+            both = np.concatenate([values, others])
+            middle = (both.max() + both.min()) / 2 if both.size else 0.0
+            return values + distance * np.where(values < middle, -1, 1)
+        if self.which == "LM":
+            return values + distance * np.where(values < 0, -1, 1)
+        return values + distance * (1 if self.which == "LA" else -1)
+
+
+@dataclass(frozen=True)
+class Targets:
+    """Places at and beyond which a run proves that nothing is left, for an end of the spectrum."""
+
+    signs: np.ndarray  # (q,) 1 for the high end, -1 for the low end
+    values: np.ndarray  # (q,) multiplied with the signs: greater is further out
+    seen: np.ndarray  # (q, size, b) the run's random vectors, as an eigenvector there sees them
+
+    def after_step(self, size: int) -> Targets:
+        """Return the targets for a decomposition that has grown to `size`."""
+        grown = np.pad(self.seen, ((0, 0), (0, size - self.seen.shape[1]), (0, 0)))
+        return replace(self, seen=grown)
+
+    def after_restart(self, state: Decomposition, pairs: RitzPairs, kept: np.ndarray) -> Targets:
+        """Return the targets for the decomposition that `restart` makes of `state`.
+
+        What an eigenvector sees of a discarded Ritz vector, it sees in F.
+        """
+        dropped = np.setdiff1d(np.arange(len(pairs.values)), kept)
+        seen = []
+        for sign, value, old in zip(self.signs, self.values, self.seen, strict=True):
+            inside = pairs.vectors.conj().T @ old[state.multiplied]
+            distance = sign * value - pairs.values[dropped]
+            left = pairs.coupling[:, dropped] @ (inside[dropped] / distance[:, None])
+            locked = np.zeros((state.num_locked, old.shape[1]))
+            seen.append(np.concatenate([locked, inside[kept], old[state.pending] + left]))
+        return replace(self, seen=np.array(seen))
+
+    def missed(self, state: Decomposition, pairs: RitzPairs, done: np.ndarray) -> np.ndarray:
+        """Return (q,) the largest part of the random vectors that an eigenvector could have.
+
+        An eigenvector at or beyond the target, that is, which is none of the Ritz vectors `done`.
+        """
+        bounds = []
+        for sign, value, seen in zip(self.signs, self.values, self.seen, strict=True):
+            distance = value - sign * pairs.values
+            others = ~(done & (distance <= 0))
+            if (distance[others] <= 0).any():
+                bounds.append(np.inf)
+                continue
+            inside = (pairs.vectors.conj().T @ seen[state.multiplied])[others]
+            left = pairs.coupling[:, others] @ (inside * (sign / distance[others])[:, None])
+            left = left + seen[state.pending]
+            bounds.append(float(np.linalg.norm(left, 2)) if left.size else 0.0)
+        return np.array(bounds)
+
+
+class Eigensolver:
+    """The runs of `eigsh`: what is locked, the run in progress, and what it has cost."""
+
+    def __init__(
+        self,
+        A: LinearOperator,  # noqa: N803
+        goal: Goal,
+        *,
+        capacity: int,
+        block_size: int,
+        max_products: int,
+        seed: int,
+        bar: Any,
+    ) -> None:
+        self.A, self.goal, self.seed, self.bar = A, goal, seed, bar
+        self.block_size, self.max_products = block_size, max_products
+        self.state = Decomposition.empty(A.space, capacity)
+        self.locked = self.locked_residuals = np.zeros(0)
+        self.targets: Targets | None = None
+        self.num_products = self.num_random = self.num_visible = 0
+        self.has_guests, self.may_hide, self.is_stuck = False, True, False
+
+    def solve(self, start: Array | None) -> None:
+        """Run until all wanted pairs are converged and searched for, or products run out."""
+        if start is None:
+            self.add_random()
+        else:
+            self.state = append(self.state, start)
+        self.run(np.inf)
+        while self.num_products < self.max_products and not self.is_whole:
+            targets = self.open_targets()
+            if not targets:
+                return
+            self.lock(targets)
+            known, visible = len(self.locked), self.num_visible
+            self.search(targets)
+            if self.is_stuck and self.has_guests:
+                # Once more without guests; what this run has found is lost.
+                self.may_hide, self.num_visible = False, visible
+                self.lock(targets)
+                self.search(targets)
+            if self.is_stuck:
+                self.polish()
+            elif not (self.chosen(self.union()[0]) >= known).any():
+                return
+
+    def polish(self) -> None:
+        """Start again from the best vectors, none of them locked."""
+        vectors = self.best()[1]
+        empty = Decomposition.empty(self.A.space, int(self.state.basis.shape[0]))
+        self.state = append(replace(empty, norm=self.state.norm), vectors)
+        self.locked = self.locked_residuals = np.zeros(0)
+        self.targets, self.has_guests = None, False
+        self.run(np.inf)
+
+    def search(self, targets: list[tuple[int, float]]) -> None:
+        """Run from new random vectors for eigenvalues at the targets and beyond."""
+        before = self.state.size
+        self.add_random()
+        added = np.eye(self.state.size)[:, before:]
+        signs, values = np.array(targets).T
+        self.targets = Targets(signs, values, np.array([added] * len(targets)))
+        self.run(max(LEAST_SEARCH, self.num_products))
+
+    def best(self) -> tuple[np.ndarray, Array, np.ndarray]:
+        """Return the most wanted values, ascending, their vectors (n, k), and residuals."""
+        values, residuals = self.union()
+        chosen = np.sort(self.chosen(values))
+        chosen = chosen[np.argsort(values[chosen], kind="stable")]
+        locked, multiplied = len(self.locked), self.state.num_multiplied
+        coefficients = np.zeros((self.state.size, locked + multiplied), self.state.matrix.dtype)
+        coefficients[:locked, :locked] = np.eye(locked)
+        coefficients[self.state.multiplied, locked:] = self.pairs.vectors
+        return values[chosen], combine(self.state, coefficients[:, chosen]), residuals[chosen]
+
+    def run(self, search: float) -> None:
+        """Extend the Krylov space until what is wanted of it has converged, and is all there is.
+
+        The proof may take `search` products as long as nothing new is in sight.
+        """
+        first, self.is_stuck = self.num_products, False
+        while True:
+            pairs = ritz_pairs(self.state)
+            self.pairs = pairs
+            size = float(np.abs(pairs.values).max(initial=0.0))
+            self.state = replace(self.state, norm=max(self.state.norm, size))
+            values, _ = self.union()
+            chosen = self.chosen(values)
+            wanted = chosen[chosen >= len(self.locked)] - len(self.locked)
+            is_open = pairs.residuals[wanted] > self.threshold
+            enough = len(values) >= self.goal.count
+            idle = self.num_products - first >= search
+            if enough and not is_open.any() and (idle or self.is_proved(values)):
+                return
+            if self.num_products >= self.max_products:
+                return
+            inside = np.linalg.norm(pairs.coupling[:, wanted[is_open]], axis=0)
+            if len(self.locked) and is_open.any() and (inside <= self.threshold).all():
+                self.is_stuck = True  # what keeps them from converging are the locked vectors
+                return
+            if self.is_whole:
+                return
+            if not self.state.num_pending:
+                if enough:
+                    return
+                self.add_random()
+                continue
+            self.step(pairs, wanted)
+
+    def step(self, pairs: RitzPairs, wanted: np.ndarray) -> None:
+        """Multiply a block of vectors, after a restart if there is no room for it."""
+        count = min(self.block_size, self.state.num_pending, self.max_products - self.num_products)
+        if self.state.room < min(count, self.A.space.dimension - self.state.size):
+            self.may_hide = False  # rounding has brought other copies into the Ritz vectors by now
+            spare = self.state.num_multiplied - len(wanted)
+            num_kept = min(len(wanted) + int(0.45 * spare), self.state.num_multiplied - count)
+            kept = self.goal.ranking(pairs.values)[:num_kept]
+            if self.targets is not None:
+                self.targets = self.targets.after_restart(self.state, pairs, kept)
+            self.state = restart(self.state, pairs.vectors[:, kept])
+        elif self.state.num_pending > self.block_size and self.targets is None and len(wanted):
+            self.state = steer(self.state, pairs.coupling[:, wanted])
+        self.state = expand(self.A, self.state, count)
+        if self.targets is not None:
+            self.targets = self.targets.after_step(self.state.size)
+        self.num_products += count
+        self.bar.update(count)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether V and what is locked are a basis of the whole space."""
+        state = self.state
+        return state.num_locked + state.num_multiplied == state.space.dimension
+
+    @property
+    def threshold(self) -> float:
+        """Residual norm up to which a pair has converged."""
+        precision = self.A.space.precision
+        return max(self.goal.tol, 16 * precision) * self.state.norm
+
+    def union(self) -> tuple[np.ndarray, np.ndarray]:
+        """Return eigenvalues and residuals of the locked pairs, then of the run's Ritz pairs."""
+        return (
+            np.concatenate([self.locked, self.pairs.values]),
+            np.concatenate([self.locked_residuals, self.pairs.residuals]),
+        )
+
+    def chosen(self, values: np.ndarray) -> np.ndarray:
+        """Return the indices of the most wanted; of equal ones those that are locked."""
+        values = values.copy()
+        locked = len(self.locked)
+        values[:locked] = self.goal.away(values[:locked], values[locked:], self.threshold)
+        return self.goal.ranking(values)[: self.goal.count]
+
+    def open_targets(self) -> list[tuple[int, float]]:
+        """Return ends and places where an eigenvalue may still be hidden.
+
+        Random vectors see as many copies of an eigenvalue as there are vectors.
+        """
+        values, _ = self.union()
+        targets = []
+        for sign, wanted in self.goal.sides(values[self.chosen(values)]):
+            wanted = np.sort(wanted)
+            if not self.num_visible:
+                targets.append((sign, float(wanted[0] + self.threshold)))
+                continue
+            groups = np.split(wanted, np.flatnonzero(np.diff(wanted) > 4 * self.threshold) + 1)
+            targets += [
+                (sign, float(group[0] - 2 * self.threshold))
+                for group in groups[1:]
+                if len(group) >= self.num_visible
+            ]
+        return targets
+
+    def is_proved(self, values: np.ndarray) -> bool:
+        """Tell whether the run's random vectors would have shown an eigenvalue at the targets."""
+        if self.targets is None:
+            return True
+        missed = self.targets.missed(self.state, self.pairs, self.pairs.residuals <= self.threshold)
+        for sign, wanted in self.goal.sides(values[self.chosen(values)]):
+            # What is not wanted any more need not be searched.
+            relevant = (self.targets.signs == sign) & (self.targets.values > wanted.min())
+            n = self.A.space.dimension
+            if (missed[relevant] * component_density(n) > MISS).any():
+                return False
+        return True
+
+    def add_random(self) -> None:
+        """Add a block of random vectors to the run."""
+        space = self.A.space
+        free = min(space.dimension - self.state.size, self.state.room)
+        indices = range(self.num_random, self.num_random + min(self.block_size, free))
+        self.state = append(self.state, draw(sphere, space, self.seed, indices))
+        self.num_random += len(indices)
+        self.num_visible += len(indices)
+
+    def lock(self, targets: list[tuple[int, float]]) -> None:
+        """Lock what has converged, a few more than are wanted, and end the run.
+
+        Other Ritz vectors y that are far from the targets are locked too, as guests. An eigenvector
+        of an eigenvalue at distance d of theirs has a component of at most residual / d along each:
+        hiding them moves it by the sum of residual ** 2 / d, which is kept below the threshold.
+        """
+        values, residuals = self.union()
+        old = len(self.locked)
+        done = np.flatnonzero(residuals <= self.threshold)
+        order = done[self.goal.ranking(values[done])][: self.goal.count + 10]
+        kept = np.sort(order[order < old])
+        new = order[order >= old]
+        guests = self.guests(targets, np.setdiff1d(np.arange(old, len(values)), new))
+        columns = np.concatenate([new, guests]) - old
+        self.state = lock(self.state, self.pairs.vectors[:, columns], kept)
+        self.has_guests = len(guests) > 0
+        picked = np.concatenate([kept, new])
+        self.locked, self.locked_residuals = values[picked], residuals[picked]
+        self.pairs = ritz_pairs(self.state)
+
+    def guests(self, targets: list[tuple[int, float]], candidates: np.ndarray) -> np.ndarray:
+        """Return those of the run's unconverged Ritz vectors that may be hidden from the next."""
+        values, residuals = self.union()
+        signs, places = np.array(targets).T
+        distance = np.min(places[:, None] - signs[:, None] * values[candidates], axis=0)
+        if not self.may_hide:
+            return candidates[:0]
+        with np.errstate(divide="ignore"):
+            loss = residuals[candidates] ** 2 / np.maximum(distance, 0.0)
+        order = np.argsort(loss)
+        fits = np.cumsum(loss[order]) <= self.threshold
+        limit = int(self.state.basis.shape[0]) // 2 - self.goal.count - 10
+        return candidates[order[fits]][: max(limit, 0)]
+
+
+def component_density(dimension: int) -> float:
+    """Return c with P(|z^* x| <= epsilon) <= c epsilon, for x uniform on the unit sphere."""
+    return (2 * dimension / np.pi) ** 0.5

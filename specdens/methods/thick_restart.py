@@ -1,0 +1,239 @@
+r"""Thick-restart block Lanczos: a basis of bounded size that holds the best Ritz vectors so far.
+
+The vectors :math:`Z = [V, F]` are orthonormal; those of V have been multiplied, those of F wait:
+
+.. math:: A V = Z G, \qquad G = Z^* A V.
+
+Multiplying some of F and orthogonalizing the products against all of Z, twice, adds columns to G
+and new vectors to F. Eigenpairs :math:`T s = \theta s` of the Hermitian part T of the rows of G
+that belong to V are Ritz pairs, and :math:`\|A V s - \theta V s\| = \|G s - \theta (s, 0)\|` is the
+true residual norm, but for rounding. A restart puts a few Ritz vectors in the place of V (Wu and
+Simon 2000), after which :math:`A V = Z G` still holds, but for the part of G that is not Hermitian:
+rounding, again, if A is.
+
+Locked vectors are a third kind: products are orthogonalized against them too, but they take no part
+in the Ritz problem.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import array_api_extra as xpx
+import numpy as np
+
+from specdens.backends import Array
+from specdens.methods.block import orthonormalize
+from specdens.methods.columns import kernels
+from specdens.methods.lanczos import check_finite
+from specdens.spaces import LinearOperator, VectorSpace, multiply
+
+_ROWS = 16  # sizes of the basis are rounded up to this, so that few shapes need compiling
+
+
+@dataclass(frozen=True)
+class Decomposition:
+    """A V = Z G, the vectors being rows of `basis`: locked ones, then V, then F, then zeros.
+
+    A step overwrites `basis` where the library can: the decomposition it came from is used up.
+    """
+
+    space: VectorSpace
+    basis: Array  # (capacity, n)
+    num_locked: int
+    num_multiplied: int
+    num_pending: int
+    matrix: np.ndarray  # (locked + multiplied + pending, multiplied) G
+    norm: float  # largest |Ritz value| so far, a lower bound of the operator's norm
+
+    @classmethod
+    def empty(cls, space: VectorSpace, capacity: int) -> Decomposition:
+        """Return the decomposition without any vectors, with room for `capacity`."""
+        xp, shape = space.backend.xp, (capacity, space.dimension)
+        basis = xp.zeros(shape, dtype=space.working_dtype, device=space.device)
+        kind = np.complex128 if space.is_complex else np.float64
+        return cls(space, basis, 0, 0, 0, np.zeros((0, 0), dtype=kind), 0.0)
+
+    @property
+    def size(self) -> int:
+        """Number of vectors of every kind."""
+        return self.num_locked + self.num_multiplied + self.num_pending
+
+    @property
+    def room(self) -> int:
+        """Number of vectors that can be added."""
+        return int(self.basis.shape[0]) - self.size
+
+    @property
+    def multiplied(self) -> slice:
+        """Rows of V."""
+        return slice(self.num_locked, self.num_locked + self.num_multiplied)
+
+    @property
+    def pending(self) -> slice:
+        """Rows of F."""
+        return slice(self.size - self.num_pending, self.size)
+
+
+@dataclass(frozen=True)
+class RitzPairs:
+    """Eigenpairs of the projection of A onto V."""
+
+    values: np.ndarray  # (m,) ascending
+    vectors: np.ndarray  # (m, m) coefficients in V, one column per pair
+    residuals: np.ndarray  # (m,) |A u - theta u|
+    coupling: np.ndarray  # (pending, m) <F, A u>
+
+
+def append(state: Decomposition, vectors: Array) -> Decomposition:
+    """Return the decomposition with the span of `vectors` (n, p) added to F."""
+    xp = state.space.backend.xp
+    rows = _copy(xp.permute_dims(vectors, (1, 0)), state.space)
+    rows, *_ = _orthogonalize(state, rows, 1e3 * state.space.precision)
+    return _with_pending(state, rows)
+
+
+def expand(operator: LinearOperator, state: Decomposition, count: int) -> Decomposition:
+    """Return the decomposition after the first `count` vectors of F have been multiplied.
+
+    Raises
+    ------
+    ValueError
+        If the product has the wrong shape or is not finite.
+    """
+    space, xp, size = state.space, state.space.backend.xp, state.size
+    first = state.pending.start
+    q = xp.permute_dims(state.basis[first : first + count, :], (1, 0))
+    product = multiply(operator, q)
+    w = _copy(xp.permute_dims(product, (1, 0)), space)
+    w, inner, outer = _orthogonalize(state, w, 16 * space.precision * state.norm)
+    columns = np.concatenate([state.matrix, inner], axis=1)
+    state = replace(
+        state,
+        num_multiplied=state.num_multiplied + count,
+        num_pending=state.num_pending - count,
+        matrix=columns,
+    )
+    state = _with_pending(state, w)
+    state.matrix[size:, -count:] = outer
+    diagonal = inner[first : first + count]
+    largest = float(np.abs(np.linalg.eigvalsh((diagonal + diagonal.conj().T) / 2)).max())
+    return replace(state, norm=max(state.norm, largest))
+
+
+def ritz_pairs(state: Decomposition) -> RitzPairs:
+    """Return the Ritz pairs of V, with the norms of their residuals."""
+    inside = state.matrix[state.multiplied]
+    theta, s = np.linalg.eigh((inside + inside.conj().T) / 2)
+    residuals = state.matrix @ s
+    residuals[state.multiplied] -= theta * s
+    return RitzPairs(theta, s, np.linalg.norm(residuals, axis=0), residuals[state.pending])
+
+
+def steer(state: Decomposition, coupling: np.ndarray) -> Decomposition:
+    """Return F rotated so that its first vectors carry most of the residuals ``F @ coupling``."""
+    rotation = np.linalg.svd(coupling)[0]
+    before = state.pending.start
+    basis = _mix(state, [(slice(0, before), np.eye(before)), (state.pending, rotation)])
+    matrix = state.matrix.copy()
+    matrix[state.pending] = rotation.conj().T @ matrix[state.pending]
+    return replace(state, basis=basis, matrix=matrix)
+
+
+def restart(state: Decomposition, vectors: np.ndarray) -> Decomposition:
+    """Return the decomposition with V replaced by Ritz vectors, given by their coefficients."""
+    parts = [
+        (slice(0, state.num_locked), np.eye(state.num_locked)),
+        (state.multiplied, vectors),
+        (state.pending, np.eye(state.num_pending)),
+    ]
+    matrix = state.matrix @ vectors
+    matrix = np.concatenate([mixing.conj().T @ matrix[rows] for rows, mixing in parts])
+    count = vectors.shape[1]
+    return replace(state, basis=_mix(state, parts), num_multiplied=count, matrix=matrix)
+
+
+def lock(state: Decomposition, vectors: np.ndarray, kept: np.ndarray) -> Decomposition:
+    """Return locked vectors only: those `kept`, and the Ritz vectors given by coefficients."""
+    size = len(kept) + vectors.shape[1]
+    parts = [
+        (slice(0, state.num_locked), np.eye(state.num_locked)[:, kept]),
+        (state.multiplied, vectors),
+    ]
+    nothing = np.zeros((size, 0), dtype=state.matrix.dtype)
+    return replace(
+        state,
+        basis=_mix(state, parts),
+        num_locked=size,
+        num_multiplied=0,
+        num_pending=0,
+        matrix=nothing,
+    )
+
+
+def combine(state: Decomposition, coefficients: np.ndarray) -> Array:
+    """Return the combinations (n, p) of all vectors with coefficients (size, p)."""
+    do = kernels(state.space.backend, state.space.wide_dtype)
+    padded = np.zeros((state.basis.shape[0], coefficients.shape[1]), dtype=coefficients.dtype)
+    padded[: state.size] = coefficients
+    rows = do.combine(state.basis, state.space.from_numpy(padded))
+    return state.space.backend.xp.permute_dims(rows, (1, 0))
+
+
+def _mix(state: Decomposition, parts: list[tuple[slice, np.ndarray]]) -> Array:
+    """Return the basis with rows replaced by their combinations, part after part, then zeros."""
+    space, capacity = state.space, int(state.basis.shape[0])
+    do = kernels(space.backend, space.wide_dtype)
+    whole = np.zeros((capacity, capacity), dtype=state.matrix.dtype)
+    start = 0
+    for rows, mixing in parts:
+        stop = start + mixing.shape[1]
+        whole[rows, start:stop] = mixing
+        start = stop
+    return do.transform(state.basis, space.from_numpy(whole))
+
+
+def _orthogonalize(
+    state: Decomposition, w: Array, floor: float
+) -> tuple[Array, np.ndarray, np.ndarray]:
+    """Return Q, C, R with W = Z C + Q R and Q orthonormal and orthogonal to Z, vectors in rows.
+
+    Directions that are smaller than `floor`, or were rounding error, are missing in Q.
+    """
+    space = state.space
+    do = kernels(space.backend, space.wide_dtype)
+    filled = min(-(-state.size // _ROWS) * _ROWS, int(state.basis.shape[0]))
+    z = state.basis[:filled, :]
+
+    w, first = do.remove(w, z)
+    first = space.to_numpy(first)
+    with np.errstate(invalid="ignore", over="ignore"):
+        check_finite(first, "a coefficient", state.num_multiplied)
+    w, r = orthonormalize(w, floor, space, do)
+    w, second = do.remove(w, z)
+    # A vector of which less than half is left was rounding error.
+    w, again = orthonormalize(w, 0.5, space, do)
+    kept = np.flatnonzero(np.abs(again @ r).max(axis=1) > 0)
+    inner = first + space.to_numpy(second).astype(state.matrix.dtype) @ r
+    if len(kept) < len(r):
+        select = np.eye(len(r))[:, kept]
+        w = do.combine(w, space.from_numpy(select))
+    return w, inner[: state.size], (again @ r)[kept]
+
+
+def _with_pending(state: Decomposition, rows: Array) -> Decomposition:
+    """Return the decomposition with orthonormal `rows` added to F, their coefficients zero."""
+    count, size = int(rows.shape[0]), state.size
+    basis = state.basis
+    if count:
+        basis = xpx.at(basis)[size : size + count, :].set(rows)
+    matrix = np.concatenate(
+        [state.matrix, np.zeros((count, state.matrix.shape[1]), dtype=state.matrix.dtype)]
+    )
+    return replace(state, basis=basis, num_pending=state.num_pending + count, matrix=matrix)
+
+
+def _copy(rows: Array, space: VectorSpace) -> Array:
+    """Return a copy with rows end to end in memory: a product may not be ours to change."""
+    do = kernels(space.backend, space.wide_dtype)
+    return do.combine(rows, space.from_numpy(np.eye(int(rows.shape[0]))))
