@@ -10,7 +10,7 @@ import tqdm
 from scipy.linalg import eigvalsh_tridiagonal
 
 from specdens.backends import Array, dtype_name
-from specdens.methods.eigensolver import MISS, Eigensolver, Goal, component_density
+from specdens.methods.eigensolver import MISS, Eigensolver, Goal, component_density, least_tol
 from specdens.methods.lanczos import Lanczos, check_finite
 from specdens.operators import aslinearoperator
 from specdens.probes import ProbeSampler, draw, sphere
@@ -84,8 +84,8 @@ def eigsh(
         odd one from the high end.
     tol : float
         A pair has converged if its residual is at most ``tol * norm``, the norm of `A` being
-        estimated by the largest \|Ritz value\|. Below 16 roundings of the operator's dtype, which
-        is the least that can be reached, it means those.
+        estimated by the largest \|Ritz value\|. Less than 16 roundings of the vectors, or two of
+        the products in half precision, cannot be reached, and means those.
     max_products : int, optional
         Columns multiplied at most. When they run out, what there is is returned, with `converged`
         False where it has not: no error, but fewer pairs if there have been fewer products than
@@ -192,7 +192,7 @@ def _all_pairs(A: LinearOperator, tol: float, count: int, bar: tqdm.tqdm) -> Eig
     moved = space.from_numpy(vectors)
     exact = space.to_numpy(moved).astype(matrix.dtype)
     residuals = np.linalg.norm(matrix @ exact - exact * values, axis=0)
-    threshold = max(tol, 16 * space.precision) * np.abs(values).max()
+    threshold = max(tol, least_tol(space)) * np.abs(values).max()
     return EigenResult(values, moved, residuals, n, residuals <= threshold)
 
 

@@ -68,13 +68,17 @@ def kpm(
         Ends ``(low, high)`` of an interval that holds the spectrum. None finds one by
         `spectral_interval`, with the same probes. If the moments prove that an eigenvalue lies
         outside, the run ends with an error.
-    seed, block_size, probes, memory_budget, progress, checkpoint, callback
+    seed, block_size, probes
         As in `slq`.
     deflate : EigenResult, optional
         Eigenpairs to take out before, as `eigsh` returns them; see `slq`.
+    memory_budget, progress, checkpoint
+        As in `slq`.
     resume : path or RunState, optional
         As in `slq`. A run that was kept with its vectors, ``Checkpoint(path, vectors=True)``, in
         one block of probes, is also extended to a larger `num_moments` without repeating a product.
+    callback
+        As in `slq`.
 
     Returns
     -------

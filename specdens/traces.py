@@ -145,14 +145,18 @@ def diagonal(
 
     Parameters
     ----------
-    A, f, num_products, num_steps, seed, memory_budget
+    A, f
         As in `trace`.
     method : str
         ``"xdiag"`` (default): every probe deflates the others. ``"hutchinson"``: independent
         samples v * A v, entry by entry.
+    num_products, num_steps, seed
+        As in `trace`.
     probes : ProbeSampler
         `rademacher` (default), with which ``"hutchinson"`` is exact for diagonal operators, or as
         in `trace`.
+    memory_budget
+        As in `trace`.
 
     Returns
     -------

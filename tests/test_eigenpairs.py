@@ -74,6 +74,25 @@ def test_single_precision(library):
     check(result, matrix, wanted(SPECTRA["outliers"], 4, "LA"), precision=1.2e-7)
 
 
+@pytest.mark.parametrize("name", ["float16", "bfloat16"])
+def test_half_precision(name):
+    torch = pytest.importorskip("torch")
+    values = np.concatenate([np.random.default_rng(0).uniform(-1, 1, 297), [5.0, 4.0, -3.0]])
+    matrix = torch.tensor(dense(values)).to(getattr(torch, name))
+    exact = matrix.double().numpy()
+    result = eigsh(matrix, 3, which="LM")
+    assert result.converged.all()
+    assert result.eigenvectors.dtype == torch.float32
+    roundoff = torch.finfo(matrix.dtype).eps
+    np.testing.assert_allclose(result.eigenvalues, [-3.0, 4.0, 5.0], atol=5 * roundoff)
+    vectors = result.eigenvectors.double().numpy()
+    true = np.linalg.norm(exact @ vectors - vectors * result.eigenvalues, axis=0)
+    assert (true <= result.residuals + 5 * roundoff).all()
+    low, high = spectral_interval(matrix)
+    assert low <= -3.0
+    assert high >= 5.0
+
+
 @pytest.mark.parametrize("block_size", [1, 2, 3, 5])
 @pytest.mark.parametrize("which", ["LA", "BE"])
 def test_multiplicities_whatever_the_block(block_size, which):

@@ -30,10 +30,11 @@ from specdens.methods.thick_restart import (
     lock,
     restart,
     ritz_pairs,
+    roundoff,
     steer,
 )
 from specdens.probes import draw, sphere
-from specdens.spaces import LinearOperator
+from specdens.spaces import LinearOperator, VectorSpace
 
 MISS = 1e-3  # probability that a search ends before it has found what is there
 LEAST_SEARCH = 40  # products that a search may always take
@@ -238,6 +239,8 @@ class Eigensolver:
                 if enough:
                     return
                 self.add_random()
+                if not self.state.num_pending:  # rounding leaves no room for another direction
+                    return
                 continue
             self.step(pairs, wanted)
 
@@ -269,8 +272,7 @@ class Eigensolver:
     @property
     def threshold(self) -> float:
         """Residual norm up to which a pair has converged."""
-        precision = self.A.space.precision
-        return max(self.goal.tol, 16 * precision) * self.state.norm
+        return max(self.goal.tol, least_tol(self.A.space)) * self.state.norm
 
     def union(self) -> tuple[np.ndarray, np.ndarray]:
         """Return eigenvalues and residuals of the locked pairs, then of the run's Ritz pairs."""
@@ -367,3 +369,8 @@ class Eigensolver:
 def component_density(dimension: int) -> float:
     """Return c with P(|z^* x| <= epsilon) <= c epsilon, for x uniform on the unit sphere."""
     return (2 * dimension / np.pi) ** 0.5
+
+
+def least_tol(space: VectorSpace) -> float:
+    """Return the residual, relative to the norm, that rounding lets every pair reach."""
+    return max(16 * roundoff(space), 2 * space.precision)

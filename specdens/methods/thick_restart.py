@@ -89,7 +89,7 @@ def append(state: Decomposition, vectors: Array) -> Decomposition:
     """Return the decomposition with the span of `vectors` (n, p) added to F."""
     xp = state.space.backend.xp
     rows = _copy(xp.permute_dims(vectors, (1, 0)), state.space)
-    rows, *_ = _orthogonalize(state, rows, 1e3 * state.space.precision)
+    rows, *_ = _orthogonalize(state, rows, 1e3 * roundoff(state.space))
     return _with_pending(state, rows)
 
 
@@ -106,7 +106,7 @@ def expand(operator: LinearOperator, state: Decomposition, count: int) -> Decomp
     q = xp.permute_dims(state.basis[first : first + count, :], (1, 0))
     product = multiply(operator, q)
     w = _copy(xp.permute_dims(product, (1, 0)), space)
-    w, inner, outer = _orthogonalize(state, w, 16 * space.precision * state.norm)
+    w, inner, outer = _orthogonalize(state, w, 16 * roundoff(space) * state.norm)
     columns = np.concatenate([state.matrix, inner], axis=1)
     state = replace(
         state,
@@ -237,3 +237,8 @@ def _copy(rows: Array, space: VectorSpace) -> Array:
     """Return a copy with rows end to end in memory: a product may not be ours to change."""
     do = kernels(space.backend, space.wide_dtype)
     return do.combine(rows, space.from_numpy(np.eye(int(rows.shape[0]))))
+
+
+def roundoff(space: VectorSpace) -> float:
+    """Return the unit roundoff of vectors, which may be finer than that of products."""
+    return float(space.backend.xp.finfo(space.working_dtype).eps)
