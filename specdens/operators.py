@@ -149,9 +149,21 @@ class MatrixOperator(Arithmetic):
 
     matrix: Any
     space: VectorSpace
+    makes_new_arrays = True
 
     def __matmul__(self, x: Array, /) -> Array:
-        return self.matrix @ x
+        y = self._fast("csr_product", x)
+        return self.matrix @ x if y is NotImplemented else y
+
+    def three_term(self, q: Array, q_prev: Array, beta: Array) -> Any:
+        """Return A q - beta q_prev and Re <q, that> in one sweep, or NotImplemented."""
+        return self._fast("csr_three_term", q, q_prev, beta)
+
+    def _fast(self, name: str, *arguments: Array) -> Any:
+        fast = self.space.backend.fast.get(name)
+        if fast is None or getattr(self.matrix, "format", None) != "csr":
+            return NotImplemented
+        return fast(self.matrix, *arguments)
 
     def __repr__(self) -> str:
         kind = type(self.matrix).__name__

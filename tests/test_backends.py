@@ -98,7 +98,7 @@ def test_fused_products_are_subtracted_in_place(name):
     expected = w - c @ q
     for library in ("numpy", "torch"):
         there = move(w.copy(), library)
-        subtract = backend_of(there).subtract_product
-        result = subtract(there, move(c, library), move(q, library))
+        take = backend_of(there).fast["take"]
+        result = take(there, move(q, library), move(np.ascontiguousarray(c.T), library))
         np.testing.assert_allclose(home(result), expected, rtol=1e-5 if "32" in name else 1e-6)
         np.testing.assert_array_equal(home(there), home(result))  # no new memory

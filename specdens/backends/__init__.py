@@ -8,8 +8,8 @@ To add one, write a module here that defines ``BACKEND`` and list it in ``_MODUL
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, TypeAlias, TypeVar
 
@@ -35,6 +35,10 @@ def no_jit(function: F) -> F:
     return function
 
 
+def _nothing() -> None:
+    """Release no memory: the library keeps none for us."""
+
+
 @dataclass(frozen=True)
 class Backend:
     """What specdens needs from an array library beyond the array API standard.
@@ -53,8 +57,12 @@ class Backend:
     jit : callable
         Compiles a pure function of arrays. Applied to arithmetic only, never to a product ``A @
         x``.
-    subtract_product : callable, optional
-        ``(w, c, q) -> w - c @ q`` in one sweep, into the memory of w, where the library has it.
+    release : callable
+        Lets go of memory that was kept between the steps of a run.
+    fast : mapping
+        Faster forms of functions of `specdens.methods.columns`, by name and with the same
+        positional arguments, and of products with sparse matrices in compressed rows. They return
+        NotImplemented for arguments that they are not made for.
     """
 
     name: str
@@ -62,7 +70,8 @@ class Backend:
     from_numpy: Callable[[np.ndarray, DType, Device], Array]
     to_numpy: Callable[[Array], np.ndarray]
     jit: Callable[[Any], Any] = no_jit
-    subtract_product: Callable[[Array, Array, Array], Array] | None = None
+    release: Callable[[], None] = _nothing
+    fast: Mapping[str, Callable[..., Any]] = field(default_factory=dict, hash=False)
 
     def __repr__(self) -> str:
         return f"Backend({self.name})"

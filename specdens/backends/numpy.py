@@ -1,7 +1,11 @@
-"""The NumPy backend."""
+"""The NumPy backend, with faster forms of what sweeps large arrays."""
 
 from __future__ import annotations
 
+import functools
+import sys
+import threading
+from types import ModuleType
 from typing import Any
 
 import array_api_compat.numpy as xp
@@ -10,19 +14,146 @@ from scipy.linalg import get_blas_funcs
 
 from specdens.backends import Backend
 
+#: Entries from which numba's threads are worth waking, and loading it is worth the time.
+_LARGE = 2**20
+
 
 def _from_numpy(array: np.ndarray, dtype: Any, device: Any) -> np.ndarray:
     return np.asarray(array, dtype=dtype)
 
 
-def _subtract_product(w: np.ndarray, c: np.ndarray, q: np.ndarray) -> np.ndarray:
+@functools.cache
+def _compiled() -> ModuleType | None:
+    try:
+        from specdens.backends import compiled
+    except (ImportError, RuntimeError):  # not installed, or nowhere to keep what it compiles
+        return None
+    return compiled
+
+
+class _Recycler:
+    """Large arrays whose memory is given out again when nobody holds them.
+
+    Memory fresh from the system costs more than a sweep over it.
+    """
+
+    def __init__(self) -> None:
+        self._owners: list[np.ndarray] = []
+        self._lock = threading.Lock()
+        self._idle = next(sys.getrefcount(owner) for owner in [np.empty(1, np.uint8)])
+
+    def empty_like(self, x: np.ndarray) -> np.ndarray:
+        """Return an array like `x`, entries undefined."""
+        with self._lock:
+            for owner in self._owners:
+                if owner.nbytes == x.nbytes and sys.getrefcount(owner) <= self._idle:
+                    return owner.view(x.dtype).reshape(x.shape)
+            owner = np.empty(x.nbytes, np.uint8)
+            self._owners = [*self._owners, owner][-4:]
+            return owner.view(x.dtype).reshape(x.shape)
+
+    def release(self) -> None:
+        """Let go of all memory that nobody else holds."""
+        with self._lock:
+            self._owners = []
+
+
+_recycler = _Recycler()
+
+
+def _takes(*arrays: np.ndarray) -> ModuleType | None:
+    """Return the compiled kernels if these arrays are for them."""
+    first = arrays[0]
+    fits = all(
+        x.flags.c_contiguous and x.dtype == first.dtype and x.shape == first.shape for x in arrays
+    )
+    return _compiled() if first.size >= _LARGE and first.dtype.char in "fd" and fits else None
+
+
+def _three_term(
+    product: np.ndarray,
+    q: np.ndarray,
+    q_prev: np.ndarray,
+    beta: np.ndarray,
+    overwrite: bool = False,
+) -> Any:
+    kernels = _takes(q, q_prev, product)
+    if kernels is None:
+        return NotImplemented
+    sums = np.empty((kernels.PARTS, q.shape[1]))
+    if overwrite:
+        kernels.three_term_into(product, q, q_prev, beta, sums)
+        return product, sums.sum(axis=0)
+    w = _recycler.empty_like(q)
+    kernels.three_term(product, q, q_prev, beta, w, sums)
+    return w, sums.sum(axis=0)
+
+
+def _subtract(w: np.ndarray, q: np.ndarray, alpha: np.ndarray) -> Any:
+    kernels = _takes(w, q)
+    if kernels is None:
+        return NotImplemented
+    sums = np.empty((kernels.PARTS, q.shape[1]))
+    kernels.subtract(w, q, alpha, sums)
+    return w, sums.sum(axis=0) ** 0.5
+
+
+def _scale(w: np.ndarray, factors: np.ndarray) -> Any:
+    kernels = _takes(w)
+    if kernels is None:
+        return NotImplemented
+    kernels.scale(w, factors)
+    return w
+
+
+def _chebyshev(
+    product: np.ndarray, t: np.ndarray, t_prev: np.ndarray, coefficients: np.ndarray
+) -> Any:
+    kernels = _takes(t, t_prev, product)
+    if kernels is None:
+        return NotImplemented
+    w, (crosses, squares) = _recycler.empty_like(t), np.empty((2, kernels.PARTS, t.shape[1]))
+    kernels.chebyshev(product, t, t_prev, coefficients, w, crosses, squares)
+    return w, crosses.sum(axis=0), squares.sum(axis=0)
+
+
+def _sketch(q: np.ndarray, signs: np.ndarray, size: int) -> Any:
+    kernels = _takes(q)
+    if kernels is None:
+        return NotImplemented
+    sums = np.empty((kernels.PARTS, size, q.shape[1]), dtype=q.dtype)
+    kernels.sketch(q, signs, size, sums)
+    return sums.sum(axis=0)
+
+
+def _csr_product(matrix: Any, x: np.ndarray) -> Any:
+    if x.ndim != 2 or x.dtype != matrix.dtype:
+        return NotImplemented
+    x = np.ascontiguousarray(x)
+    kernels = _takes(x)
+    if kernels is None:
+        return NotImplemented
+    y = _recycler.empty_like(x)
+    kernels.csr_product(matrix.indptr, matrix.indices, matrix.data, x, y)
+    return y
+
+
+def _csr_three_term(matrix: Any, q: np.ndarray, q_prev: np.ndarray, beta: np.ndarray) -> Any:
+    kernels = _takes(q, q_prev)
+    if kernels is None or q.dtype != matrix.dtype:
+        return NotImplemented
+    w, sums = _recycler.empty_like(q), np.empty((kernels.PARTS, q.shape[1]))
+    csr = matrix.indptr, matrix.indices, matrix.data
+    kernels.csr_three_term(*csr, q, q_prev, beta, w, sums)
+    return w, sums.sum(axis=0)
+
+
+def _take(w: np.ndarray, q: np.ndarray, coefficients: np.ndarray) -> Any:
     if w.dtype.char not in "fdFD":
-        w -= c @ q
-        return w
+        return NotImplemented
     # BLAS counts in columns: rows that lie end to end are the columns of the transpose.
     gemm = get_blas_funcs("gemm", (w, q))
-    result: np.ndarray = gemm(-1.0, q.T, c.T, beta=1.0, c=w.T, overwrite_c=True)
-    return result.T
+    return gemm(-1.0, q.T, coefficients, beta=1.0, c=w.T, overwrite_c=True).T
 
 
 BACKEND = Backend(
@@ -30,5 +161,15 @@ BACKEND = Backend(
     xp=xp,
     from_numpy=_from_numpy,
     to_numpy=np.asarray,
-    subtract_product=_subtract_product,
+    release=_recycler.release,
+    fast={
+        "three_term": _three_term,
+        "subtract": _subtract,
+        "scale": _scale,
+        "chebyshev": _chebyshev,
+        "sketch": _sketch,
+        "csr_product": _csr_product,
+        "csr_three_term": _csr_three_term,
+        "take": _take,
+    },
 )

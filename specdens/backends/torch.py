@@ -23,8 +23,8 @@ def _to_numpy(tensor: torch.Tensor) -> np.ndarray:
     return tensor.numpy()
 
 
-def _subtract_product(w: torch.Tensor, c: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    return w.addmm_(c, q, alpha=-1)
+def _take(w: torch.Tensor, q: torch.Tensor, coefficients: torch.Tensor) -> torch.Tensor:
+    return w.addmm_(coefficients.t(), q, alpha=-1)
 
 
 BACKEND = Backend(
@@ -32,5 +32,5 @@ BACKEND = Backend(
     xp=xp,
     from_numpy=_from_numpy,
     to_numpy=_to_numpy,
-    subtract_product=_subtract_product,
+    fast={"take": _take},
 )

@@ -28,11 +28,17 @@ def row_blocks(x: Array, num_elements: int = 2**15) -> Iterator[slice]:
         yield slice(start, min(start + rows, n))
 
 
-def three_term(product: Array, q: Array, q_prev: Array, beta: Array, *, wide: DType) -> Any:
-    """Return w = A q - beta q_prev and alpha = Re <q, w>, per column."""
-    w, alpha = q_prev * (-beta), 0
+def three_term(
+    product: Array, q: Array, q_prev: Array, beta: Array, *, wide: DType, overwrite: bool = False
+) -> Any:
+    """Return w = A q - beta q_prev and alpha = Re <q, w>, per column.
+
+    With `overwrite` in the memory of the product, where that is possible.
+    """
+    w, alpha = (product if overwrite else q_prev * (-beta)), 0
     for rows in row_blocks(q):
-        w = xpx.at(w)[rows, :].add(product[rows, :])
+        change = q_prev[rows, :] * (-beta) if overwrite else product[rows, :]
+        w = xpx.at(w)[rows, :].add(change)
         alpha += _dot(q[rows, :], w[rows, :], wide)
     return w, alpha
 
@@ -110,26 +116,24 @@ def transform(x: Array, coefficients: Array) -> Array:
     return x
 
 
-def take(w: Array, q: Array, coefficients: Array, *, fused: Any = None) -> Array:
+def take(w: Array, q: Array, coefficients: Array) -> Array:
     """Return the rows of W - C^T Q, in place where that is possible."""
     xp = compat.array_namespace(w)
     mixing = xp.permute_dims(coefficients, (1, 0))
-    if fused:
-        return fused(w, mixing, q)
     # In pieces: a temporary array of full size would cost as much as the product.
     for part in row_blocks(xp.permute_dims(w, (1, 0)), num_elements=2**18):
         w = xpx.at(w)[:, part].subtract(xp.matmul(mixing, q[:, part]))
     return w
 
 
-def remove(w: Array, q: Array, *, fused: Any = None) -> tuple[Array, Array]:
+def remove(w: Array, q: Array, *, take: Any = take) -> tuple[Array, Array]:
     """Return W without its components C_ij = <q_i, w_j> along orthonormal q_i, and C.
 
     In place where that is possible.
     """
     xp = compat.array_namespace(w)
     components = xp.matmul(_conj(q, xp), xp.permute_dims(w, (1, 0)))
-    return take(w, q, components, fused=fused), components
+    return take(w, q, components), components
 
 
 def _conj(x: Array, xp: Any) -> Array:
@@ -150,6 +154,7 @@ class Kernels:
     """The functions above for one library and accumulation dtype."""
 
     three_term: Any
+    three_term_into: Any  # the same, overwriting the product
     chebyshev: Any
     subtract: Any
     inner: Any
@@ -163,13 +168,42 @@ class Kernels:
 @lru_cache
 def kernels(backend: Backend, wide: DType) -> Kernels:
     """Return the column arithmetic of a library, compiled once."""
-    accumulating = [partial(f, wide=wide) for f in (three_term, chebyshev, subtract, inner)]
-    subtracting = [partial(f, fused=backend.subtract_product) for f in (take, remove)]
-    functions = (*accumulating, scale, combine, transform, *subtracting)
-    return Kernels(*(backend.jit(f) for f in functions))
+    fastest_take = _best(backend, take)
+    return Kernels(
+        three_term=_best(backend, three_term, wide=wide),
+        three_term_into=_best(backend, three_term, wide=wide, overwrite=True),
+        chebyshev=_best(backend, chebyshev, wide=wide),
+        subtract=_best(backend, subtract, wide=wide),
+        inner=_best(backend, inner, wide=wide),
+        scale=_best(backend, scale),
+        combine=_best(backend, combine),
+        transform=_best(backend, transform),
+        take=fastest_take,
+        remove=_best(backend, remove, take=fastest_take),
+    )
 
 
 @lru_cache
 def sketcher(backend: Backend, size: int) -> Any:
     """Return `sketch` for one size, compiled once."""
-    return backend.jit(partial(sketch, size=size))
+    generic, fast = backend.jit(partial(sketch, size=size)), backend.fast.get("sketch")
+    return generic if fast is None else _either(partial(fast, size=size), generic)
+
+
+def _best(backend: Backend, function: Any, **options: Any) -> Any:
+    """Return a function above as the library runs it fastest."""
+    generic = backend.jit(partial(function, **options))
+    fast = backend.fast.get(function.__name__)
+    if fast is None:
+        return generic
+    return _either(partial(fast, overwrite=True) if "overwrite" in options else fast, generic)
+
+
+def _either(fast: Any, generic: Any) -> Any:
+    """Return a function that leaves to `generic` what `fast` is not made for."""
+
+    def choose(*arguments: Array) -> Any:
+        result = fast(*arguments)
+        return generic(*arguments) if result is NotImplemented else result
+
+    return choose

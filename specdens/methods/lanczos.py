@@ -21,7 +21,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from specdens.backends import Array
-from specdens.methods.columns import kernels, sketcher
+from specdens.methods.columns import Kernels, kernels, sketcher
 from specdens.probes import generator
 from specdens.quadrature import KrylovRule, gauss_rule, rounding
 from specdens.spaces import LinearOperator, VectorSpace, multiply
@@ -73,9 +73,7 @@ class Lanczos:
         p, j = state.alphas.shape
         last_beta = state.betas[:, -1] if j else np.zeros(p)
 
-        product = multiply(operator, state.q)
-        w, alpha = do.three_term(product, state.q, state.q_prev, space.from_numpy(last_beta))
-        del product  # three vectors and blocks of rows from here on
+        w, alpha = _three_term(operator, state, space.from_numpy(last_beta), do)
         alpha = space.to_numpy(alpha).astype(np.float64)
         check_finite(alpha, "alpha", j)
         w, norm = do.subtract(w, state.q, space.from_numpy(alpha))
@@ -132,6 +130,24 @@ class Lanczos:
         vectors = {name: space.from_numpy(arrays[name]) for name in ("q", "q_prev")}
         coefficients = {name: arrays[name] for name in ("alphas", "betas", "sketches")}
         return LanczosState(signs=random_signs(space), **vectors, **coefficients)
+
+
+def _three_term(
+    operator: LinearOperator, state: LanczosState, beta: Array, do: Kernels
+) -> tuple[Array, Array]:
+    """Return A q - beta q_prev and its inner products with q, with as few sweeps as there can be.
+
+    Three vectors and blocks of rows are all that is left when it returns.
+    """
+    fused = getattr(operator, "three_term", None)
+    if fused is not None:
+        result = fused(state.q, state.q_prev, beta)
+        if result is not NotImplemented:
+            return result
+    product = multiply(operator, state.q)
+    in_place = getattr(operator, "makes_new_arrays", False)
+    three_term = do.three_term_into if in_place else do.three_term
+    return three_term(product, state.q, state.q_prev, beta)
 
 
 def check_finite(values: np.ndarray, name: str, step: int) -> None:
