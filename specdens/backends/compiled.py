@@ -1,8 +1,8 @@
 """Kernels for NumPy arrays, compiled and run on all cores by numba; used if it is installed.
 
 Each sweeps its (n, p) arrays once, where NumPy would once per operation: large blocks of vectors
-are bound by memory. Rows are cut into a fixed number of parts, whose sums are added in order, so that
-the result does not depend on the number of threads.
+are bound by memory. Rows are cut into a fixed number of parts, whose sums are added in order, so
+that the result does not depend on the number of threads.
 """
 
 from __future__ import annotations
