@@ -226,12 +226,16 @@ class _Search:
 
     def missing_probes(self, accuracy: Accuracy, steps: int) -> int:
         """Return how many probes to add: none before the steps are enough, or if it is no gain."""
-        if accuracy.quadrature > self.tolerance and not self.is_exhausted:
+        limited = math.isfinite(self.limit)  # then the larger of both errors is worked on first
+        enough = max(self.tolerance, accuracy.statistical if limited else 0.0)
+        if accuracy.quadrature > enough and not self.is_exhausted:
             return 0
         allowed = max(_STATISTICAL_SHARE * self.tolerance, self.tolerance - accuracy.quadrature)
         if accuracy.statistical <= allowed:
             return 0
         more = math.ceil(self.num_probes * ((accuracy.statistical / allowed) ** 2 - 1))
+        if limited:
+            more = min(more, int((self.limit - self.num_products) // steps))
         n = self.A.space.dimension
         if self.is_exhausted:  # repeated eigenvalues: few steps are enough, few probes are not
             return min(more, n)
