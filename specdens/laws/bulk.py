@@ -8,6 +8,7 @@ parts follow from it.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from math import comb
 
@@ -23,21 +24,23 @@ from specdens.measure import SpectralMeasure
 _LEVELS = np.linspace(0.05, 0.95, 37)
 
 
-class _EdgeLaw:
+class _EdgeLaw(ABC):
     """Distribution, quantiles and partial means of a law on an interval, from its mass by angle."""
 
     atom = 0.0
 
     @property
+    @abstractmethod
     def support(self) -> tuple[float, float]:
-        raise NotImplementedError
+        """Both edges."""
 
+    @abstractmethod
     def _mass_above(self, angle: np.ndarray) -> np.ndarray:
-        raise NotImplementedError
+        """Return the mass of the part above."""
 
+    @abstractmethod
     def _mean_above(self, angle: np.ndarray) -> np.ndarray:
         """Return the integral of x over the part above."""
-        raise NotImplementedError
 
     def _angle(self, x: np.ndarray) -> np.ndarray:
         low, high = self.support
