@@ -56,7 +56,9 @@ def density(
         Between 0 and 1.
     max_products : int, optional
         Columns to multiply at most. None sets no limit; n products, one with every unit vector,
-        would give all eigenvalues.
+        would give all eigenvalues. With a limit that the tolerance does not fit into, the larger of
+        both errors is worked on first: where a few large eigenvalues carry the spectrum, `slq` with
+        more steps and fewer probes does better.
     seed : int
         Determines the probes.
     memory_budget : int
@@ -97,7 +99,7 @@ def density(
             raise ValueError(msg)
     limit = math.inf if max_products is None else checked_count("max_products", max_products)
     search = _Search(A, tolerance, confidence, checked_seed(seed), memory_budget, limit)
-    with progress_bar(None, 0, progress, unit="column") as bar:
+    with A.space.backend.session(), progress_bar(None, 0, progress, unit="column") as bar:
         for result in search.measures():
             measure = result
             bar.update(search.num_products - bar.n)
@@ -157,7 +159,7 @@ class _Search:
     def measures(self) -> Iterator[SpectralMeasure]:
         """Yield a measure at every check, the last one being the result."""
         n = self.A.space.dimension
-        steps = min(_FIRST_CHECK, n)
+        steps = int(min(_FIRST_CHECK, n, self.limit))
         self.add(1)  # enough for a large n; for others the first steps tell how many more
         while True:
             self.advance(steps)
@@ -168,7 +170,8 @@ class _Search:
             if accuracy.converged or spent or (not more and self.is_exhausted):
                 return
             self.add(more)
-            steps = min(math.ceil(_GROWTH * steps), n)
+            affordable = self.limit // self.num_probes  # a block cut short would count in full
+            steps = int(max(steps, min(math.ceil(_GROWTH * steps), n, affordable)))
 
     def add(self, count: int) -> None:
         """Start a block of `count` probes."""
@@ -182,19 +185,16 @@ class _Search:
         self.blocks.append(_Block(count, method, method.init(self.A, probes)))
 
     def advance(self, steps: int) -> None:
-        """Take all blocks to so many steps, as far as products are allowed."""
+        """Take all blocks to so many steps."""
         for block in self.blocks:
             while block.method.steps_taken(block.state) < steps and not block.is_done:
-                if self.num_products + block.count > self.limit and self.num_products:
-                    return
                 block.state = block.method.step(self.A, block.state)
                 self.num_products += block.count
 
     def measure(self, steps: int) -> tuple[SpectralMeasure, Accuracy]:
         """Return the measure of all blocks, and its accuracy."""
-        blocks = [b for b in self.blocks if b.method.steps_taken(b.state)]
         fine, coarse = (
-            KrylovRule.concatenate([block.rule(self.A, m) for block in blocks])
+            KrylovRule.concatenate([block.rule(self.A, m) for block in self.blocks])
             for m in (steps, (steps + 1) // 2)
         )
         n, space = self.A.space.dimension, self.A.space
@@ -202,12 +202,12 @@ class _Search:
             "method": "density",
             "num_steps": steps,
             "seed": self.seed,
-            "block_size": max(block.count for block in blocks),
-            "reorthogonalize": all(isinstance(b.method, BlockLanczos) for b in blocks),
+            "block_size": max(block.count for block in self.blocks),
+            "reorthogonalize": all(isinstance(b.method, BlockLanczos) for b in self.blocks),
             "probes": "sphere",
             "tolerance": self.tolerance,
         }
-        provenance = provenance_of(settings, space, sum(b.count for b in blocks), self.began)
+        provenance = provenance_of(settings, space, self.num_probes, self.began)
         measure = SpectralMeasure.from_rule(fine, n, provenance)
         size = float(np.ptp(measure.support)) or 1.0
         quadrature = 0.0

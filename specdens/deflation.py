@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 from specdens.algebra import project_out
 from specdens.backends import Array
 from specdens.interpretation import DeflatedRule, Rule
-from specdens.probes import ProbeSampler
+from specdens.probes import ProbeSampler, is_own
 from specdens.spaces import LinearOperator, VectorSpace
 
 
@@ -84,7 +84,9 @@ def complement(A: LinearOperator, probes: ProbeSampler, known: Eigenpairs) -> Co
     basis, _ = xp.linalg.qr(xp.astype(vectors, space.working_dtype), mode="reduced")
 
     def projected(space: VectorSpace, seed: int, index: int) -> Array:
-        v = space.from_numpy(np.asarray(probes(space, seed, index)))[:, None]
+        v = probes(space, seed, index)
+        v = xp.astype(v, space.working_dtype) if is_own(v, space) else space.from_numpy(v)
+        v = v[:, None]
         for _ in range(2):  # once more for what rounding left
             v = v - xp.matmul(basis, xp.matmul(xp.conj(xp.permute_dims(basis, (1, 0))), v))
         return v[:, 0]

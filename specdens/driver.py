@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -107,7 +106,8 @@ def run(
     total = -(-num_probes // block_size) * method.num_steps
     finished = -(-start.next_probe // block_size) * method.num_steps
     done, state = finished, start
-    with closing_run(operator), progress_bar(total, done, progress) as bar:
+    session = operator.space.backend.session()
+    with session, progress_bar(total, done, progress) as bar:
         for state in iterate(
             method,
             operator,
@@ -127,15 +127,6 @@ def run(
                 callback(Progress(state, done, total))
     rule: Rule = join(state.rules)
     return rule
-
-
-@contextlib.contextmanager
-def closing_run(operator: LinearOperator) -> Iterator[None]:
-    """Give back, after a run, the memory that its library kept between steps."""
-    try:
-        yield
-    finally:
-        operator.space.backend.release()
 
 
 def progress_bar(total: int | None, done: int, progress: bool | None, unit: str = "block") -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +9,7 @@ import tqdm
 from scipy.linalg import eigvalsh_tridiagonal
 
 from specdens.backends import Array, dtype_name
+from specdens.driver import progress_bar
 from specdens.methods.eigensolver import MISS, Eigensolver, Goal, component_density, least_tol
 from specdens.methods.lanczos import Lanczos, check_finite
 from specdens.operators import aslinearoperator
@@ -157,7 +157,7 @@ def eigsh(
         limit = checked_count("max_products", max_products)
     columns = None if start is None else _unit_columns(start, space)
     checked_seed(seed)
-    with _bar(progress) as bar:
+    with progress_bar(None, 0, progress, unit="column") as bar:
         if goal.count >= n and limit >= n:
             return _all_pairs(A, goal.tol, count, bar)
         goal = Goal(min(goal.count, n), goal.which, goal.tol)
@@ -250,15 +250,6 @@ def _unit_columns(start: Array, space: VectorSpace) -> Array:
     return xp.astype(x / norms, space.working_dtype)
 
 
-def _bar(progress: bool | None) -> tqdm.tqdm:
-    """Return a counter of products, hidden unless asked for or watched for two seconds."""
-    watched = sys.stderr.isatty() or "ipykernel" in sys.modules
-    hidden = not watched if progress is None else not progress
-    return tqdm.tqdm(
-        disable=hidden, delay=2 if progress is None else 0, desc="eigsh", unit="products"
-    )
-
-
 def spectral_interval(
     A: LinearOperator | Array,  # noqa: N803
     *,
@@ -334,8 +325,9 @@ def spectral_interval(
         raise ValueError(msg)
     indices = range(checked_count("num_probes", num_probes))
     state = method.init(A, draw(probes, A.space, checked_seed(seed), indices))
-    while not method.done(state):
-        state = method.step(A, state)
+    with A.space.backend.session():
+        while not method.done(state):
+            state = method.step(A, state)
     low = -_upper_end(-state.alphas, state.betas, n)
     high = _upper_end(state.alphas, state.betas, n)
     slack = rounding(A.space.precision, np.array([low, high])) + margin * (high - low)

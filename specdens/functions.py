@@ -228,7 +228,7 @@ def _coefficients(
     f: SpectralFunction, method: BlockLanczos, state: BlockState, space: VectorSpace
 ) -> np.ndarray:
     """Return f(T) E_1 R_0 (k p, p), with zeros for vectors that were dropped."""
-    theta, vectors, active = method._ritz(state)
+    theta, vectors, active = method.ritz(state)
     values = evaluate(f, theta, space.precision)
     if np.iscomplexobj(values) and not space.is_complex:
         msg = (

@@ -111,7 +111,7 @@ def read(rule: Rule, dimension: int, provenance: Mapping[str, Any]) -> Reading:
     if not provenance["isotropic"]:
         return Reading(rule.gauss.nodes, rule.gauss.weights, resolved(rule), None)
     freedoms = 2 if provenance["complex"] else 1
-    reading = interpolated if provenance["method"] == "density" else sharpen
+    reading = interpolated if provenance.get("method") == "density" else sharpen
     return Reading(*reading(rule, dimension, freedoms=freedoms), None)
 
 

@@ -105,7 +105,7 @@ def _deflated(
     """Return the rule for tr Q^* f(A) Q, and Q as blocks of rows, for 2m steps from probes."""
     method = BlockLanczos(2 * num_steps)
     state = krylov_space(method, A, probes)
-    theta, vectors, active = method._ritz(state)
+    theta, vectors, active = method.ritz(state)
     dimension = int(active[:num_steps].sum())
     weights = np.sum(np.abs(vectors[:dimension]) ** 2, axis=0)
     return theta, weights, state.basis[: min(num_steps, len(state.diagonal))]

@@ -34,7 +34,8 @@ class Plan:
     seconds_per_product : float
         Per column, measured in a block, vector work of one step included.
     seconds : float
-        Of all products; reorthogonalization may add up to about as much where products are cheap.
+        Of all products. Reorthogonalization against older blocks is not in it, and can take more
+        time than the products where these are cheap.
     """
 
     num_probes: int

@@ -90,6 +90,11 @@ def is_isotropic(sampler: ProbeSampler) -> bool:
     return sampler in (sphere, rademacher)
 
 
+def is_own(v: Array, space: VectorSpace) -> bool:
+    """Tell whether a probe is on the operator's device already, and not a host array."""
+    return backend_of(v) is space.backend and space.backend.name != "numpy"
+
+
 def draw(sampler: ProbeSampler, space: VectorSpace, seed: int, indices: range) -> Array:
     """Return the probes `indices` as unit columns of an (n, len(indices)) array of `space`.
 
@@ -108,7 +113,7 @@ def draw(sampler: ProbeSampler, space: VectorSpace, seed: int, indices: range) -
         if not space.is_complex and dtype_name(v.dtype).startswith("complex"):
             msg = f"probe {index} is complex, the operator real; pass a real probe."
             raise ValueError(msg)
-        if backend_of(v) is space.backend and space.backend.name != "numpy":
+        if is_own(v, space):
             moved.append(_unit(v, space, index))
             continue
         if host is None:

@@ -99,6 +99,20 @@ def test_products_are_counted_and_limited():
     assert density(diagonal(values, calls), max_products=1).accuracy.num_products == sum(calls) == 1
 
 
+def test_limited_runs_say_converged_only_when_they_are():
+    """Blocks that the limit cut short once counted as if they had taken all steps."""
+    for values in (np.linspace(-1, 1, 1500), 1 / np.arange(1, 1501.0)):
+        for tolerance in (0.03, 0.01, 0.004):
+            for limit in (20, 40, 80, 160):
+                for seed in range(2):
+                    calls = []
+                    operator = diagonal(values, calls)
+                    run = density(operator, tolerance=tolerance, max_products=limit, seed=seed)
+                    assert sum(calls) == run.accuracy.num_products <= limit
+                    if run.accuracy.converged:
+                        assert run.distance(values) <= tolerance * np.ptp(values)
+
+
 @pytest.mark.parametrize("n", [1, 2, 5, 40])
 def test_small_matrices_are_solved_exactly(library, n):
     values = np.linspace(-1, 2, n)

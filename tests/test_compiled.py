@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.sparse
 
-from specdens import kpm, slq
+from specdens import aslinearoperator, density, kpm, slq, spectral_interval
 from specdens.backends import get_backend
 from specdens.backends import numpy as backend_module
 from specdens.methods import columns
@@ -123,20 +123,22 @@ def test_sums_do_not_depend_on_the_number_of_threads():
 def test_memory_is_given_out_again_only_when_nobody_holds_it():
     recycler = backend_module._Recycler()
     like = np.ones((100, 3), dtype=np.float32)
-    first = recycler.empty_like(like)
-    first[:] = 1
-    second = recycler.empty_like(like)
-    assert not np.shares_memory(first, second)
-    assert (second.shape, second.dtype) == ((100, 3), np.float32)
-    view, address = first[:2], first.ctypes.data
-    del first
-    gc.collect()
-    assert not np.shares_memory(recycler.empty_like(like), view)  # a view holds it as well
-    del view
-    again = [recycler.empty_like(like) for _ in range(3)]
-    assert address in [x.ctypes.data for x in again]
-    recycler.release()
-    assert recycler.empty_like(like).shape == (100, 3)
+    with recycler.session():
+        first = recycler.empty_like(like)
+        second = recycler.empty_like(like)
+        assert not np.shares_memory(first, second)
+        assert (second.shape, second.dtype) == ((100, 3), np.float32)
+        view, address = first[:2], first.ctypes.data
+        del first
+        gc.collect()
+        assert not np.shares_memory(recycler.empty_like(like), view)  # a view holds it as well
+        del view
+        again = [recycler.empty_like(like) for _ in range(3)]
+        assert address in [x.ctypes.data for x in again]
+        with recycler.session():
+            pass
+        assert recycler._owners  # an inner session leaves the outer one's memory alone
+    assert recycler._owners == []
 
 
 def test_states_that_are_kept_are_not_overwritten():
@@ -153,6 +155,17 @@ def test_states_that_are_kept_are_not_overwritten():
         np.testing.assert_array_equal(state.q, q)
 
 
-def test_no_memory_is_kept_after_a_run():
-    slq(_laplacian(), num_probes=_P, num_steps=5, reorthogonalize=False)
+@pytest.mark.parametrize(
+    "run",
+    [
+        lambda a: slq(a, num_probes=_P, num_steps=5, reorthogonalize=False),
+        lambda a: kpm(a, num_probes=_P, num_moments=8),
+        lambda a: spectral_interval(a, num_probes=_P),
+        lambda a: density(a, tolerance=0.2, max_products=20),
+        lambda a: aslinearoperator(a) @ np.ones((_N, _P)),
+    ],
+    ids=["slq", "kpm", "spectral_interval", "density", "product"],
+)
+def test_no_memory_is_kept_afterwards(run):
+    run(_laplacian())
     assert backend_module._recycler._owners == []

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from specdens import eigsh, kpm, load, rademacher, slq
+from specdens import eigsh, from_vectors, kpm, load, rademacher, slq
 from specdens.testing import matrix_with_spectrum
 from tests.cases import move
 
@@ -60,6 +60,17 @@ def test_every_library(library):
     measure = slq(matrix, num_probes=3, num_steps=12, deflate=pairs)
     assert measure.count(3.9, 9.1).value == pytest.approx(2)
     assert measure.distance(VALUES) < 0.02
+
+
+def test_given_probes_stay_on_the_device(library):
+    matrix = move(matrix_with_spectrum(VALUES), library)
+    vectors = np.random.default_rng(0).standard_normal((len(VALUES), 2))
+    pairs = eigsh(matrix, 2, which="LA", tol=1e-10)
+    runs = [
+        slq(matrix, num_probes=2, num_steps=12, deflate=pairs, probes=from_vectors(v))
+        for v in (vectors, move(vectors, library))
+    ]
+    np.testing.assert_allclose(runs[0].nodes, runs[1].nodes, atol=1e-9)
 
 
 def test_the_band_of_a_deflated_measure_covers():

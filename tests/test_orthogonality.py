@@ -72,7 +72,7 @@ def test_T_is_the_projection_of_A_to_full_precision(name, dtype):  # noqa: N802
     orthonormal, r = np.linalg.qr(basis[:, kept])
     orthonormal *= np.sign(np.diag(r))  # the orthonormal basis next to ours
     projection = orthonormal.T @ matrix.astype(float) @ orthonormal
-    theta, _, _ = BlockLanczos(k)._ritz(state)
+    theta, _, _ = BlockLanczos(k).ritz(state)
     exact = np.linalg.eigvalsh(projection)
     bound = 50 * operator.space.precision * np.abs(SPECTRA[name]).max()
     np.testing.assert_allclose(theta, exact, rtol=0, atol=bound)

@@ -7,6 +7,7 @@ To add one, write a module here that defines ``BACKEND`` and list it in ``_MODUL
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -35,10 +36,6 @@ def no_jit(function: F) -> F:
     return function
 
 
-def _nothing() -> None:
-    """Release no memory: the library keeps none for us."""
-
-
 @dataclass(frozen=True)
 class Backend:
     """What specdens needs from an array library beyond the array API standard.
@@ -57,8 +54,8 @@ class Backend:
     jit : callable
         Compiles a pure function of arrays. Applied to arithmetic only, never to a product ``A @
         x``.
-    release : callable
-        Lets go of memory that was kept between the steps of a run.
+    session : callable
+        Returns a context in which memory may be kept from one step of a run to the next.
     fast : mapping
         Faster forms of functions of `specdens.methods.columns`, by name and with the same
         positional arguments, and of products with sparse matrices in compressed rows. They return
@@ -70,7 +67,7 @@ class Backend:
     from_numpy: Callable[[np.ndarray, DType, Device], Array]
     to_numpy: Callable[[Array], np.ndarray]
     jit: Callable[[Any], Any] = no_jit
-    release: Callable[[], None] = _nothing
+    session: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
     fast: Mapping[str, Callable[..., Any]] = field(default_factory=dict, hash=False)
 
     def __repr__(self) -> str:

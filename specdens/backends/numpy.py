@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import sys
 import threading
+from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
 
@@ -32,7 +34,7 @@ def _compiled() -> ModuleType | None:
 
 
 class _Recycler:
-    """Large arrays whose memory is given out again when nobody holds them.
+    """Large arrays whose memory is given out again, within a session, when nobody holds them.
 
     Memory fresh from the system costs more than a sweep over it.
     """
@@ -40,11 +42,14 @@ class _Recycler:
     def __init__(self) -> None:
         self._owners: list[np.ndarray] = []
         self._lock = threading.Lock()
+        self._sessions = 0
         self._idle = next(sys.getrefcount(owner) for owner in [np.empty(1, np.uint8)])
 
     def empty_like(self, x: np.ndarray) -> np.ndarray:
         """Return an array like `x`, entries undefined."""
         with self._lock:
+            if not self._sessions:
+                return np.empty_like(x)
             for owner in self._owners:
                 if owner.nbytes == x.nbytes and sys.getrefcount(owner) <= self._idle:
                     return owner.view(x.dtype).reshape(x.shape)
@@ -52,10 +57,17 @@ class _Recycler:
             self._owners = [*self._owners, owner][-4:]
             return owner.view(x.dtype).reshape(x.shape)
 
-    def release(self) -> None:
-        """Let go of all memory that nobody else holds."""
+    @contextlib.contextmanager
+    def session(self) -> Iterator[None]:
+        """Keep memory between steps; let go of it at the end of the outermost session."""
         with self._lock:
-            self._owners = []
+            self._sessions += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._sessions -= 1
+                self._owners = self._owners if self._sessions else []
 
 
 _recycler = _Recycler()
@@ -161,7 +173,7 @@ BACKEND = Backend(
     xp=xp,
     from_numpy=_from_numpy,
     to_numpy=np.asarray,
-    release=_recycler.release,
+    session=_recycler.session,
     fast={
         "three_term": _three_term,
         "subtract": _subtract,

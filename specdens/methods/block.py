@@ -136,7 +136,7 @@ class BlockLanczos:
     def finish(self, operator: LinearOperator, state: BlockState) -> KrylovRule:
         """Return the rule of the common space, and every probe's own Gauss rule."""
         precision = operator.space.precision
-        theta, vectors, active = self._ritz(state)
+        theta, vectors, active = self.ritz(state)
         first = active[0].sum()
         amplitudes = vectors[:first].conj().T @ state.coupling[0][active[0]]  # (N, p)
         weights = np.abs(amplitudes.T) ** 2
@@ -197,7 +197,7 @@ class BlockLanczos:
         vectors = [xp.permute_dims(q, (1, 0)) for q in state.basis[: len(state.diagonal)]]
         return np.array([space.to_numpy(sketch(q, signs))[:, 0] for q in vectors])
 
-    def _ritz(self, state: BlockState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def ritz(self, state: BlockState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return eigenvalues and eigenvectors of T without dropped vectors; which are left."""
         k, p, _ = state.diagonal.shape
         active = np.abs(state.coupling[:k]).max(axis=2) > 0

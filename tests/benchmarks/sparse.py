@@ -27,8 +27,8 @@ NOTES = [
     "Every timing is a whole estimate: probes drawn, Lanczos, quadrature, and in specdens the "
     "sketches that tell repeated eigenvalues from copies. imate is given num_threads.",
     "One run of each before the timings, so that nothing is compiled or loaded inside them.",
-    "With reorthogonalization specdens runs block Lanczos: its probes share one Krylov space, and "
-    "its products are 16 times cheaper per Ritz value than imate's, which is not in this number.",
+    "With reorthogonalization specdens runs block Lanczos: its probes share one Krylov space, "
+    "which costs 16 x 16 inner products per pair of blocks where imate has 16.",
 ]
 
 
