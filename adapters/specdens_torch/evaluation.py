@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from specdens_torch.guards import Totals
 from specdens_torch.losses import TermLoss, Terms
+from specdens_torch.outputs import Cut, cut_outputs
 from specdens_torch.parameters import FlatParameters
 from specdens_torch.state import wide_dtype
 from specdens_torch.structures import Batch, move, num_elements, num_examples
@@ -22,21 +23,25 @@ class Evaluation(NamedTuple):
     """A chunk of data, evaluated; what a matrix family differentiates."""
 
     leaves: tuple[Tensor, ...]  # the selected parameters, in flat order
-    outputs: Any
+    outputs: Any  # what the loss saw
+    targets: Any
     terms: Terms
+    cut: Cut | None  # the place where outputs and loss were cut apart, if they were
+    position: int  # of the first of the terms in the data
 
     def gradients(self, *, create_graph: bool) -> tuple[Tensor | None, ...]:
         """Return the gradient of the weighted sum of losses by parameter, None where it is zero."""
-        losses = self.terms.weighted
-        if not losses.requires_grad:
-            return (None,) * len(self.leaves)
-        return torch.autograd.grad(
-            losses,
-            self.leaves,
-            torch.ones_like(losses),
-            create_graph=create_graph,
-            allow_unused=True,
-        )
+        return total_gradient(self.terms.weighted, self.leaves, create_graph=create_graph)
+
+
+def total_gradient(
+    losses: Tensor, leaves: Sequence[Tensor], *, create_graph: bool
+) -> tuple[Tensor | None, ...]:
+    """Return the gradient of the sum of `losses` by leaf, None where it is zero."""
+    if not (losses.requires_grad and leaves):
+        return (None,) * len(leaves)
+    ones = torch.ones_like(losses)
+    return torch.autograd.grad(losses, leaves, ones, create_graph=create_graph, allow_unused=True)
 
 
 @contextmanager
@@ -56,10 +61,16 @@ class Evaluator:
     change while a graph is in use. Only the selected ones require gradients: frozen layers save
     nothing. Whatever a forward pass does to buffers happens to the copies, which are renewed
     before the next chunk.
+
+    With `cuts`, the loss sees copies of the outputs that are leaves of its own graph, so that model
+    and loss can be differentiated apart.
     """
 
-    def __init__(self, model: nn.Module, loss: TermLoss, parameters: FlatParameters) -> None:
-        self._model = model
+    def __init__(
+        self, model: nn.Module, loss: TermLoss, parameters: FlatParameters, *, cuts: bool = False
+    ) -> None:
+        self._model, self._cuts = model, cuts
+        self._position = 0
         self._loss = loss
         self._buffers = dict(model.named_buffers())
         self._copies = {name: buffer.detach().clone() for name, buffer in self._buffers.items()}
@@ -85,7 +96,13 @@ class Evaluator:
         targets = batch.targets
         if isinstance(outputs, Tensor):  # which a model on several devices returns elsewhere
             targets = move(targets, outputs.device)
-        return Evaluation(self.leaves, outputs, self._loss.terms(outputs, targets))
+        cut = None
+        if self._cuts:
+            outputs, cut = cut_outputs(outputs)
+        terms = self._loss.terms(outputs, targets)
+        position = self._position
+        self._position += terms.weighted.numel()
+        return Evaluation(self.leaves, outputs, targets, terms, cut, position)
 
     def _renew_buffers(self) -> None:
         for name, copy in self._copies.items():

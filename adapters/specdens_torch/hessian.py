@@ -65,6 +65,8 @@ class Hessian(RiskMatrix):
     ('weight',)
     """
 
+    _decays = True
+
     def _linearize(self, evaluation: Evaluation) -> Linearized:
         return GradientGraph(evaluation.leaves, evaluation.gradients(create_graph=True))
 
@@ -78,16 +80,17 @@ class GradientGraph:
     def __init__(self, leaves: Sequence[Tensor], gradients: Sequence[Tensor | None]) -> None:
         # A gradient that is missing or constant, as for a bias that enters linearly, has no
         # second derivative.
-        live = [(i, g) for i, g in enumerate(gradients) if g is not None and g.requires_grad]
-        self._indices = [i for i, _ in live]
-        self._edges = [get_gradient_edge(g) for _, g in live]
+        self._edges = [
+            get_gradient_edge(g) if g is not None and g.requires_grad else None for g in gradients
+        ]
         self._leaves = list(leaves)
 
-    def __call__(self, blocks: Sequence[Tensor]) -> Sequence[Tensor | None]:
-        """Return the product with the vector made of `blocks`, by parameter."""
-        if not self._edges:
-            return [None] * len(self._leaves)
-        vectors = [blocks[i] for i in self._indices]
-        return torch.autograd.grad(
-            self._edges, self._leaves, vectors, retain_graph=True, allow_unused=True
-        )
+    def __call__(self, blocks: Sequence[Tensor], chosen: Sequence[int]) -> Sequence[Tensor | None]:
+        """Return the product of the chosen block with a vector, by parameter."""
+        pairs = [(self._edges[i], block) for i, block in zip(chosen, blocks, strict=True)]
+        edges = [edge for edge, _ in pairs if edge is not None]
+        leaves = [self._leaves[i] for i in chosen]
+        if not edges:
+            return [None] * len(leaves)
+        vectors = [block for edge, block in pairs if edge is not None]
+        return torch.autograd.grad(edges, leaves, vectors, retain_graph=True, allow_unused=True)

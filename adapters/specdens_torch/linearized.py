@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,8 +18,9 @@ from specdens_torch.risk import Risk, as_risk
 from specdens_torch.selection import Selection
 from specdens_torch.state import Fingerprint
 
-# One chunk's share of a matrix, not yet divided by the sum of weights: from blocks to blocks.
-Linearized: TypeAlias = Callable[[Sequence[Tensor]], Sequence[Tensor | None]]
+# One chunk's share of a matrix, not yet divided by the sum of weights: from the blocks of a vector
+# to those of its product, both on the chosen parameters only (their indices). None means zeros.
+Linearized: TypeAlias = Callable[[Sequence[Tensor], Sequence[int]], Sequence[Tensor | None]]
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,9 @@ class RiskMatrix(Arithmetic, ABC):
     products if the risk's memory budget allows it, until parameters, buffers or data change;
     otherwise each is made, applied to every column and freed.
     """
+
+    _cuts: ClassVar[bool] = False  # whether model and loss are differentiated apart
+    _decays: ClassVar[bool] = False  # whether the risk's weight decay is a part of the matrix
 
     def __init__(
         self,
@@ -67,73 +71,119 @@ class RiskMatrix(Arithmetic, ABC):
         self._kept = None
 
     def __matmul__(self, x: Tensor, /) -> Tensor:
-        self._check(x)
+        return self.product(x, self.parameters, range(len(self.parameters)))
+
+    def product(self, x: Tensor, part: FlatParameters, chosen: Sequence[int]) -> Tensor:
+        """Return the product with the diagonal block of the parameters at the places `chosen`.
+
+        Parameters
+        ----------
+        x : tensor of shape (m,) or (m, k)
+            Vectors over `part`.
+        part : FlatParameters
+            The chosen parameters alone.
+        chosen : sequence of int
+            Their places among all parameters of the risk, ascending.
+
+        Returns
+        -------
+        tensor of the shape of `x`
+
+        Raises
+        ------
+        ValueError, TypeError
+            As the product with the whole matrix.
+        """
+        check_vectors(x, part.space)
         with twice_differentiable(), torch.no_grad():
             x = x.detach().clone() if x.is_inference() else x.detach()
             rows = x.reshape(1, -1) if x.ndim == 1 else x.t()
             rows = rows.contiguous()
-            total = torch.zeros_like(rows, dtype=self.space.working_dtype)
-            totals = self._multiply(self._columns(rows), self._targets(total))
+            total = torch.zeros_like(rows, dtype=self.risk.accumulation_dtype)
+            columns, targets = _columns(part, rows), _targets(part, total)
+            totals = self._multiply(columns, targets, chosen)
             if self.risk.divides:
                 total /= totals.weight
+            self._complete(total, rows, part, totals)
             total = total.to(x.dtype)
         return total[0] if x.ndim == 1 else total.t()
 
-    def _multiply(self, columns: list[list[Tensor]], targets: list[list[Tensor]]) -> Totals:
+    def _complete(self, total: Tensor, rows: Tensor, part: FlatParameters, totals: Totals) -> None:
+        """Add what is not a sum over the data to the finished products `total` with `rows`."""
+        if self._decays and self.risk.weight_decay:
+            total.add_(rows, alpha=self.risk.weight_decay)
+
+    def _multiply(
+        self, columns: list[list[Tensor]], targets: list[list[Tensor]], chosen: Sequence[int]
+    ) -> Totals:
         """Add the product with every column to its target, and return the sum of weights."""
         passes = self.risk.passes
         fingerprint = passes.fingerprint()
         if self._kept is None or self._kept.fingerprint != fingerprint:
             self._kept = None  # free the old graphs before new ones are made
+
+            def apply(evaluation: Evaluation) -> None:
+                _apply(self._linearize(evaluation), columns, targets, chosen)
+
             if not passes.plan().keeps_graphs:
-                return passes.sweep(lambda e: _apply(self._linearize(e), columns, targets))
+                return passes.sweep(apply, cuts=self._cuts)
             chunks: list[Linearized] = []
-            totals = passes.sweep(lambda e: chunks.append(self._linearize(e)))
+            totals = passes.sweep(lambda e: chunks.append(self._linearize(e)), cuts=self._cuts)
             self._kept = _Kept(fingerprint, chunks, totals)
         for chunk in self._kept.chunks:
-            _apply(chunk, columns, targets)
+            _apply(chunk, columns, targets, chosen)
         return self._kept.totals
-
-    def _columns(self, rows: Tensor) -> list[list[Tensor]]:
-        """Return the blocks of every row, in the dtype and on the device of their parameters."""
-        own = self.parameters.tensors.values()
-        return [
-            [
-                block.to(device=p.device, dtype=p.dtype)
-                for block, p in zip(self.parameters.unravel(row).values(), own, strict=True)
-            ]
-            for row in rows
-        ]
-
-    def _targets(self, total: Tensor) -> list[list[Tensor]]:
-        return [list(self.parameters.unravel(row).values()) for row in total]
-
-    def _check(self, x: Any) -> None:
-        space = self.space
-        if not isinstance(x, Tensor):
-            msg = f"x has type {type(x).__qualname__}; expected a torch.Tensor."
-            raise TypeError(msg)
-        if x.ndim not in (1, 2) or x.shape[0] != space.dimension:
-            n = space.dimension
-            msg = (
-                f"x has shape {tuple(x.shape)}; expected ({n},) or ({n}, k) for n = {n} parameters."
-            )
-            raise ValueError(msg)
-        if x.dtype not in (space.dtype, space.working_dtype):
-            msg = (
-                f"x has dtype {x.dtype}; the operator has {space.dtype}, pass x.to({space.dtype})."
-            )
-            raise TypeError(msg)
-        if x.device != space.device:
-            msg = f"x is on {x.device}; the operator's device is {space.device}, move x there."
-            raise ValueError(msg)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(n={self.space.dimension:,}, {self.risk!r})"
 
 
+def check_vectors(x: Any, space: VectorSpace) -> None:
+    """Refuse what is not a tensor of vectors of `space`.
+
+    Raises
+    ------
+    TypeError
+        If `x` is not a tensor, or has another dtype.
+    ValueError
+        If it has another length or is on another device.
+    """
+    if not isinstance(x, Tensor):
+        msg = f"x has type {type(x).__qualname__}; expected a torch.Tensor."
+        raise TypeError(msg)
+    if x.ndim not in (1, 2) or x.shape[0] != space.dimension:
+        n = space.dimension
+        msg = f"x has shape {tuple(x.shape)}; expected ({n},) or ({n}, k) for n = {n} parameters."
+        raise ValueError(msg)
+    if x.dtype not in (space.dtype, space.working_dtype):
+        msg = f"x has dtype {x.dtype}; the operator has {space.dtype}, pass x.to({space.dtype})."
+        raise TypeError(msg)
+    if x.device != space.device:
+        msg = f"x is on {x.device}; the operator's device is {space.device}, move x there."
+        raise ValueError(msg)
+
+
+def _columns(part: FlatParameters, rows: Tensor) -> list[list[Tensor]]:
+    """Return the blocks of every row, in the dtype and on the device of their parameters."""
+    own = list(part.tensors.values())
+    return [
+        [
+            block.to(device=p.device, dtype=p.dtype)
+            for block, p in zip(part.unravel(row).values(), own, strict=True)
+        ]
+        for row in rows
+    ]
+
+
+def _targets(part: FlatParameters, total: Tensor) -> list[list[Tensor]]:
+    return [list(part.unravel(row).values()) for row in total]
+
+
 def _apply(
-    chunk: Linearized, columns: Sequence[Sequence[Tensor]], targets: Sequence[Sequence[Tensor]]
+    chunk: Linearized,
+    columns: Sequence[Sequence[Tensor]],
+    targets: Sequence[Sequence[Tensor]],
+    chosen: Sequence[int],
 ) -> None:
     for column, target in zip(columns, targets, strict=True):
-        accumulate(target, chunk(column))
+        accumulate(target, chunk(column, chosen))

@@ -105,8 +105,12 @@ class Passes:
             self._planned = key, self._survey(plan)
         return self._planned[1]
 
-    def sweep(self, visit: Callable[[Evaluation], None] | None = None) -> Totals:
+    def sweep(
+        self, visit: Callable[[Evaluation], None] | None = None, *, cuts: bool = False
+    ) -> Totals:
         """Evaluate all chunks once, hand each to `visit`, and return what they add up to.
+
+        With `cuts`, outputs and loss are cut apart, see `Evaluator`.
 
         Raises
         ------
@@ -115,15 +119,17 @@ class Passes:
         """
         plan = self.plan()
         with self._undisturbed(_PASS_SEED):
-            totals = self._run(plan, visit)
+            totals = self._run(plan, visit, cuts)
         if not self._source.in_memory:
             self._compare(totals)
         check_finite(totals, self._loss.divides)
         self.num_chunks = totals.chunks
         return totals
 
-    def _run(self, plan: Plan, visit: Callable[[Evaluation], None] | None) -> Totals:
-        evaluator = Evaluator(self._model, self._loss, self._parameters)
+    def _run(
+        self, plan: Plan, visit: Callable[[Evaluation], None] | None, cuts: bool = False
+    ) -> Totals:
+        evaluator = Evaluator(self._model, self._loss, self._parameters, cuts=cuts)
         running = RunningTotals()
         for batch in self._chunks(plan):
             evaluation = self._evaluate(evaluator, batch)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from specdens_torch.data import DataSource
 from specdens_torch.evaluation import Evaluation, accumulate
+from specdens_torch.guards import Totals
 from specdens_torch.losses import as_term_loss
 from specdens_torch.parameters import FlatParameters
 from specdens_torch.passes import Passes
@@ -49,6 +50,15 @@ class Risk:
     regroup : bool
         Whether batches may be cut and joined into chunks that compute fast. False keeps the batches
         that `data` gives, for losses that couple the examples of a batch on purpose.
+    weight_decay : float
+        Adds ``weight_decay / 2`` times the sum of squares of the selected parameters to the risk,
+        as torch's optimizers do with the argument of that name. It is a part of the value, the
+        gradient, the Hessian and the Gauss-Newton matrix, not of the moments of the examples'
+        gradients.
+    accumulate : torch.dtype, optional
+        The dtype that products and gradients of the chunks are added up in, ``torch.float64``
+        for instance, while the model computes in its own. By default that of the parameters, in
+        half precision float32.
 
     Attributes
     ----------
@@ -56,6 +66,8 @@ class Risk:
         Names and places of the parameters that vary.
     divides : bool
         Whether the sum of losses is divided by the sum of weights: False for ``reduction="sum"``.
+    accumulation_dtype : torch.dtype
+        What sums over the data are accumulated in.
 
     Raises
     ------
@@ -90,9 +102,13 @@ class Risk:
         *,
         memory_budget: int = DEFAULT_MEMORY_BUDGET,
         regroup: bool = True,
+        weight_decay: float = 0.0,
+        accumulate: torch.dtype | None = None,
     ) -> None:
         self.parameters = FlatParameters(model, parameters)
         self.model = model
+        self.weight_decay = _checked_decay(weight_decay)
+        self.accumulation_dtype: torch.dtype = self._checked_accumulation(accumulate)
         if isinstance(memory_budget, bool) or not memory_budget > 0:
             msg = f"memory_budget={memory_budget!r} must be a positive number of bytes."
             raise ValueError(msg)
@@ -103,6 +119,19 @@ class Risk:
         self.passes = Passes(
             model, self._loss, self.parameters, self._source, self.memory_budget, self.regroup
         )
+
+    def _checked_accumulation(self, dtype: torch.dtype | None) -> torch.dtype:
+        space = self.parameters.space
+        if dtype is None:
+            return space.working_dtype
+        fits = isinstance(dtype, torch.dtype) and dtype.is_floating_point
+        if not fits or torch.promote_types(dtype, space.working_dtype) != dtype:
+            msg = (
+                f"accumulate={dtype!r} must be a floating-point dtype at least as wide as "
+                f"{space.working_dtype}, such as torch.float64."
+            )
+            raise ValueError(msg)
+        return dtype
 
     @property
     def divides(self) -> bool:
@@ -129,6 +158,13 @@ class Risk:
             read = f"{plan.examples:,} examples in {chunks}, graphs {kept} between products"
         name = type(self.model).__name__
         return f"Risk({name}, {self._loss.name}, {self.parameters.size:,} parameters, {read})"
+
+
+def _checked_decay(weight_decay: float) -> float:
+    if not (isinstance(weight_decay, int | float) and 0 <= weight_decay < float("inf")):
+        msg = f"weight_decay={weight_decay!r} must be a finite number, zero or positive."
+        raise ValueError(msg)
+    return float(weight_decay)
 
 
 def as_risk(
@@ -179,7 +215,13 @@ def risk_value(risk: Risk) -> float:
     3.0
     """
     totals = risk.passes.sweep()
-    return totals.value / totals.weight if risk.divides else totals.value
+    value = totals.value / totals.weight if risk.divides else totals.value
+    if risk.weight_decay:
+        blocks = risk.parameters.tensors.values()
+        value += (
+            0.5 * risk.weight_decay * sum(float(p.detach().double().square().sum()) for p in blocks)
+        )
+    return value
 
 
 def gradient(risk: Risk) -> Tensor:
@@ -206,14 +248,23 @@ def gradient(risk: Risk) -> Tensor:
     >>> gradient(Risk(model, nn.L1Loss(), (torch.ones(4, 1), torch.full((4, 1), -9.0))))
     tensor([1.])
     """
+    with torch.inference_mode(False), torch.no_grad():
+        total, totals = summed_gradient(risk)
+        if risk.divides:
+            total /= totals.weight
+        if risk.weight_decay:
+            total.add_(risk.parameters.ravel().to(total.dtype), alpha=risk.weight_decay)
+        return total.to(risk.parameters.space.dtype)
+
+
+def summed_gradient(risk: Risk) -> tuple[Tensor, Totals]:
+    """Return the gradient of the weighted sum of losses, (n,), and what the data add up to."""
     space = risk.parameters.space
-    with torch.inference_mode(False):
-        total = torch.zeros(space.dimension, dtype=space.working_dtype, device=space.device)
+    total = torch.zeros(space.dimension, dtype=risk.accumulation_dtype, device=space.device)
     blocks = list(risk.parameters.unravel(total).values())
 
     def add(evaluation: Evaluation) -> None:
-        accumulate(blocks, evaluation.gradients(create_graph=False))
+        with torch.no_grad():
+            accumulate(blocks, evaluation.gradients(create_graph=False))
 
-    totals = risk.passes.sweep(add)
-    with torch.inference_mode(False):
-        return (total / totals.weight if risk.divides else total).to(space.dtype)
+    return total, risk.passes.sweep(add)
