@@ -21,7 +21,9 @@ ADAPTER = {
     "Hessian",
     "Residual",
     "Risk",
+    "TangentKernel",
     "gradient",
+    "layerwise",
     "risk_value",
 }
 PUBLIC = set(

@@ -24,23 +24,29 @@ class Jacobian:
     outputs : sequence of tensors
         What is differentiated, the rows; all recorded on the graph of `leaves`.
 
+    Attributes
+    ----------
+    rows : list of tensors
+        Zeros like each of the outputs, of one number's memory.
+
     References
     ----------
     Townsend (2017), A new trick for calculating Jacobian vector products.
     """
 
     def __init__(self, leaves: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
-        self._leaves, self._outputs = list(leaves), list(outputs)
+        self._leaves = list(leaves)
         # Any u will do, as only the structure is recorded: one zero, as large as needed.
-        self._duals = [
+        self.rows = [
             torch.zeros((), dtype=o.dtype, device=o.device).expand(o.shape).requires_grad_()
             for o in outputs
         ]
         gradients: Sequence[Tensor | None] = [None] * len(self._leaves)
-        if self._outputs:
+        if self.rows:
             gradients = torch.autograd.grad(
-                self._outputs, self._leaves, self._duals, create_graph=True, allow_unused=True
+                outputs, self._leaves, self.rows, create_graph=True, allow_unused=True
             )
+        self._outputs = [get_gradient_edge(o) for o in outputs]  # their numbers are not needed
         self._edges = [
             get_gradient_edge(g) if g is not None and g.requires_grad else None for g in gradients
         ]
@@ -50,14 +56,12 @@ class Jacobian:
         pairs = [(self._edges[i], block) for i, block in zip(chosen, blocks, strict=True)]
         edges = [edge for edge, _ in pairs if edge is not None]
         if not edges:
-            return [torch.zeros_like(o) for o in self._outputs]
+            return [torch.zeros_like(row) for row in self.rows]
         vectors = [block for edge, block in pairs if edge is not None]
-        found = torch.autograd.grad(
-            edges, self._duals, vectors, retain_graph=True, allow_unused=True
-        )
+        found = torch.autograd.grad(edges, self.rows, vectors, retain_graph=True, allow_unused=True)
         return [
-            torch.zeros_like(o) if product is None else product
-            for o, product in zip(self._outputs, found, strict=True)
+            torch.zeros_like(row) if product is None else product
+            for row, product in zip(self.rows, found, strict=True)
         ]
 
     def transposed(

@@ -100,7 +100,7 @@ class RiskMatrix(Arithmetic, ABC):
             rows = x.reshape(1, -1) if x.ndim == 1 else x.t()
             rows = rows.contiguous()
             total = torch.zeros_like(rows, dtype=self.risk.accumulation_dtype)
-            columns, targets = _columns(part, rows), _targets(part, total)
+            columns, targets = columns_of(part, rows), _targets(part, total)
             totals = self._multiply(columns, targets, chosen)
             if self.risk.divides:
                 total /= totals.weight
@@ -163,7 +163,7 @@ def check_vectors(x: Any, space: VectorSpace) -> None:
         raise ValueError(msg)
 
 
-def _columns(part: FlatParameters, rows: Tensor) -> list[list[Tensor]]:
+def columns_of(part: FlatParameters, rows: Tensor) -> list[list[Tensor]]:
     """Return the blocks of every row, in the dtype and on the device of their parameters."""
     own = list(part.tensors.values())
     return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -162,6 +163,36 @@ class FlatParameters:
         return {
             name: x[self.slices[name]].reshape(*self.shapes[name], *width) for name in self.names
         }
+
+    def indices(self, name: str) -> np.ndarray:
+        """Return the places of one parameter's entries in the flat vector.
+
+        Rows, heads and neurons are slices of it: ``restrict(hessian,
+        hessian.parameters.indices("0.weight")[3])`` is the block of the fourth neuron.
+
+        Parameters
+        ----------
+        name : str
+
+        Returns
+        -------
+        ndarray of int64, of the parameter's shape
+
+        Raises
+        ------
+        ValueError
+            If no selected parameter has that name.
+
+        Examples
+        --------
+        >>> FlatParameters(nn.Linear(3, 2)).indices("weight")[1]
+        array([3, 4, 5])
+        """
+        if name not in self.slices:
+            msg = f"name={name!r} is none of the selected parameters {list(self.names)}."
+            raise ValueError(msg)
+        place = self.slices[name]
+        return np.arange(place.start, place.stop).reshape(self.shapes[name])
 
     def _ordered(
         self, blocks: Mapping[str, Tensor | None] | Sequence[Tensor | None] | None

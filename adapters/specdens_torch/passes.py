@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -81,6 +82,13 @@ class Passes:
         """Forget what is known about the data; no fingerprint from before is valid any more."""
         self._generation += 1
         self._planned = self._first_pass = None
+
+    def restricted(self, parameters: FlatParameters) -> Passes:
+        """Return passes over the same data with other parameters that vary."""
+        part = copy.copy(self)
+        part._parameters, part.num_chunks = parameters, None
+        part.refresh()
+        return part
 
     def fingerprint(self) -> Fingerprint:
         """Return what tells whether anything that a kept graph depends on has changed since."""

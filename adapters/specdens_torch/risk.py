@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -137,6 +138,13 @@ class Risk:
     def divides(self) -> bool:
         """Whether the sum of losses is divided by the sum of weights."""
         return self._loss.divides
+
+    def restricted(self, parameters: Selection) -> Risk:
+        """Return the same risk with fewer parameters that vary; model, loss and data are shared."""
+        part = copy.copy(self)
+        part.parameters = FlatParameters(self.model, parameters)
+        part.passes = self.passes.restricted(part.parameters)
+        return part
 
     def refresh(self) -> None:
         """Forget what is known about the data and drop kept graphs at the next product.

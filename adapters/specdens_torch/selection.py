@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import functools
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
@@ -123,8 +124,9 @@ def _check_usable(name: str, parameter: Any) -> None:
 
 def promoted_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
     """Return the dtype that holds every one of `tensors` (float16 with bfloat16 makes float32)."""
-    dtypes = [t.dtype for t in tensors]
-    result = dtypes[0]
-    for dtype in dtypes[1:]:
-        result = torch.promote_types(result, dtype)
-    return result
+    return widest(t.dtype for t in tensors)
+
+
+def widest(dtypes: Iterable[torch.dtype]) -> torch.dtype:
+    """Return the dtype that holds numbers of every one of `dtypes`."""
+    return functools.reduce(torch.promote_types, dtypes)
