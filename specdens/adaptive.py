@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from scipy.special import exprel
 
 from specdens.backends import Array
 from specdens.driver import progress_bar
@@ -19,13 +20,15 @@ from specdens.methods.lanczos import Lanczos
 from specdens.operators import aslinearoperator
 from specdens.probes import draw, sphere
 from specdens.quadrature import KrylovRule
-from specdens.runs import MEMORY_BUDGET, checked_count, checked_seed, provenance_of
+from specdens.runs import MEMORY_BUDGET, checked_count, checked_seed, fitting, provenance_of
 from specdens.spaces import LinearOperator
 
 _FIRST_CHECK = 4  # steps before anything is estimated
 _GROWTH = 1.2  # from one check to the next
 _STATISTICAL_SHARE = 0.8  # of the tolerance at least, for the probes
 _LONG_RUN = 128  # steps that the memory for a basis is judged by
+_SHARED = 4  # probes that a limited run starts with, in one Krylov space
+_STEPS_EACH = 20  # that they should be able to take: a smooth density needs about as many
 
 
 def density(
@@ -56,9 +59,9 @@ def density(
         Between 0 and 1.
     max_products : int, optional
         Columns to multiply at most. None sets no limit; n products, one with every unit vector,
-        would give all eigenvalues. With a limit that the tolerance does not fit into, the larger of
-        both errors is worked on first: where a few large eigenvalues carry the spectrum, `slq` with
-        more steps and fewer probes does better.
+        would give all eigenvalues. If the tolerance does not fit into the limit, steps go on until
+        new probes with as many steps are predicted to do more with the products that are left, see
+        the notes.
     seed : int
         Determines the probes.
     memory_budget : int
@@ -80,6 +83,22 @@ def density(
         finite.
     TypeError
         If `A` is not an operator or a count is not an integer.
+
+    Notes
+    -----
+    With a limit of L products, of which p probes need p m to take m steps, stopping at m leaves
+    room for L/m probes. Then the statistical part, s for p probes, would be
+    :math:`a = s \sqrt{p m / L}`. Per doubling of m it grows by a factor :math:`\sqrt 2`, for half
+    the probes, but falls by the factor by which s itself falls: with more steps more eigenvalues
+    are resolved, whose masses do not fluctuate. The quadrature part q is the change from half the
+    steps; if it falls by a factor r per doubling, the error that is left is
+    :math:`q / (r - 1)`. Both factors are measured between checks at about m/2 and m. Steps go on
+    while the sum of both parts is falling with m:
+
+    .. math:: a \, (\log \sqrt 2 - \log(s_{m/2} / s_m)) < q \, \log(r) / (r - 1).
+
+    A limited run starts with up to four probes, not one, since probes that are added later do not
+    share the Krylov space of the first.
 
     References
     ----------
@@ -127,6 +146,15 @@ class _Block:
         return rule
 
 
+@dataclass(frozen=True)
+class _Check:
+    """Both parts of the error at some number of steps."""
+
+    steps: int
+    statistical: float  # for a single probe: times the root of their number
+    quadrature: float
+
+
 @dataclass
 class _Search:
     """Blocks of probes, all taken to the same number of steps, and what they give on the way."""
@@ -138,6 +166,7 @@ class _Search:
     memory_budget: int
     limit: float
     blocks: list[_Block] = field(default_factory=list)
+    checks: list[_Check] = field(default_factory=list)
     num_products: int = 0
     began: float = field(default_factory=time.perf_counter)
 
@@ -159,8 +188,8 @@ class _Search:
     def measures(self) -> Iterator[SpectralMeasure]:
         """Yield a measure at every check, the last one being the result."""
         n = self.A.space.dimension
-        steps = int(min(_FIRST_CHECK, n, self.limit))
-        self.add(1)  # enough for a large n; for others the first steps tell how many more
+        self.add(self.first_probes())
+        steps = int(min(_FIRST_CHECK, n, self.limit // self.num_probes))
         while True:
             self.advance(steps)
             measure, accuracy = self.measure(steps)
@@ -173,13 +202,29 @@ class _Search:
             affordable = self.limit // self.num_probes  # a block cut short would count in full
             steps = int(max(steps, min(math.ceil(_GROWTH * steps), n, affordable)))
 
+    def first_probes(self) -> int:
+        """Return how many probes to start with.
+
+        One is enough for a large n, and the first steps tell how many more. With a limit there may
+        be better use for the products than more probes, and only the first share a Krylov space.
+        """
+        if math.isinf(self.limit):
+            return 1
+        room = min(self.limit, self.A.space.dimension)
+        wanted = min(_SHARED, int(room // _STEPS_EACH) + 1)
+        return fitting(self.memory_of_probe(), wanted, self.memory_budget)
+
+    def memory_of_probe(self) -> int:
+        """Return the bytes of a long run of one probe that keeps its basis."""
+        space = self.A.space
+        return BlockLanczos(min(_LONG_RUN, space.dimension)).memory(space)
+
     def add(self, count: int) -> None:
         """Start a block of `count` probes."""
         if count < 1:
             return
         space, first = self.A.space, self.num_probes
-        kept = BlockLanczos(min(_LONG_RUN, space.dimension)).memory(space) * count
-        kind = BlockLanczos if kept <= self.memory_budget else Lanczos
+        kind = BlockLanczos if self.memory_of_probe() * count <= self.memory_budget else Lanczos
         method = kind(space.dimension)
         probes = draw(sphere, space, self.seed, range(first, first + count))
         self.blocks.append(_Block(count, method, method.init(self.A, probes)))
@@ -226,19 +271,43 @@ class _Search:
 
     def missing_probes(self, accuracy: Accuracy, steps: int) -> int:
         """Return how many probes to add: none before the steps are enough, or if it is no gain."""
-        limited = math.isfinite(self.limit)  # then the larger of both errors is worked on first
-        enough = max(self.tolerance, accuracy.statistical if limited else 0.0)
-        if accuracy.quadrature > enough and not self.is_exhausted:
-            return 0
+        trend = self.checked(accuracy, steps)
         allowed = max(_STATISTICAL_SHARE * self.tolerance, self.tolerance - accuracy.quadrature)
         if accuracy.statistical <= allowed:
             return 0
         more = math.ceil(self.num_probes * ((accuracy.statistical / allowed) ** 2 - 1))
-        if limited:
-            more = min(more, int((self.limit - self.num_products) // steps))
+        enough = accuracy.quadrature <= self.tolerance
+        affordable = (self.limit - self.num_products) // steps
+        if more > affordable:  # the tolerance is out of reach: do what is possible
+            more, enough = int(affordable), not self.steps_pay(*trend)
         n = self.A.space.dimension
         if self.is_exhausted:  # repeated eigenvalues: few steps are enough, few probes are not
             return min(more, n)
         # All eigenvalues may be had for less, by going on with the probes that there are.
         exhausting = n - self.num_products if len(self.blocks) == 1 else n
-        return more if more * steps < exhausting else 0
+        return more if enough and more * steps < exhausting else 0
+
+    def checked(self, accuracy: Accuracy, steps: int) -> tuple[_Check | None, _Check]:
+        """Note a check, and return the last one at no more than half the steps with it."""
+        single = accuracy.statistical * self.num_probes**0.5
+        check = _Check(steps, single, accuracy.quadrature)
+        earlier = [old for old in self.checks if 2 * old.steps <= steps]
+        self.checks.append(check)
+        return (earlier[-1] if earlier else None), check
+
+    def steps_pay(self, half: _Check | None, now: _Check) -> bool:
+        """Tell whether the error at the limit is falling with the steps, see `density`."""
+        if half is None:
+            return True
+        doublings = math.log2(now.steps / half.steps)
+        statistical = now.statistical * (now.steps / self.limit) ** 0.5
+        resolving = _fall(half.statistical, now.statistical) / doublings
+        converging = _fall(half.quadrature, now.quadrature) / doublings
+        loss = statistical * (math.log(2) / 2 - resolving)
+        return bool(loss < now.quadrature / exprel(converging))
+
+
+def _fall(before: float, now: float) -> float:
+    """Return the logarithm of the factor between two errors, which may be zero."""
+    tiny = np.finfo(np.float64).tiny
+    return math.log(max(before, tiny) / max(now, tiny))

@@ -2,8 +2,11 @@
 
 import numpy as np
 import pytest
+from hypothesis import assume, given
+from hypothesis import strategies as st
 
 from specdens import FunctionOperator, VectorSpace, density, load, plan, slq
+from specdens.adaptive import _Check, _Search
 from specdens.interpolation import interpolated, statistical_distance
 from specdens.probes import draw, sphere
 from specdens.testing import matrix_with_spectrum, spiked_spectrum
@@ -111,6 +114,89 @@ def test_limited_runs_say_converged_only_when_they_are():
                     assert sum(calls) == run.accuracy.num_products <= limit
                     if run.accuracy.converged:
                         assert run.distance(values) <= tolerance * np.ptp(values)
+
+
+def _limited(kind, n):
+    """Return spectra of which some are carried by few eigenvalues, and some are smooth."""
+    if kind == "power law":
+        return 1 / np.arange(1, n + 1.0)
+    if kind == "spiked":
+        return spiked_spectrum(n)
+    if kind == "semicircle":
+        return _semicircle(n)
+    return np.repeat(np.linspace(0, 1, 12) ** 2, n // 12) + 1e-4 * np.sin(np.arange(n // 12 * 12))
+
+
+def _semicircle(n):
+    """Return the quantiles of the semicircle law, by its distribution function on a grid."""
+    x = np.linspace(-1, 1, 100_001)
+    cdf = 0.5 + (x * np.sqrt(1 - x**2) + np.arcsin(x)) / np.pi
+    return np.interp((np.arange(n) + 0.5) / n, cdf, x)
+
+
+@pytest.mark.parametrize("limit", [80, 320])
+@pytest.mark.parametrize("kind", ["power law", "spiked", "semicircle", "clusters"])
+def test_a_limit_is_spent_as_well_as_by_slq(kind, limit):
+    """Means of four seeds, against 8 probes; 20 % more for the noise of both."""
+    values = _limited(kind, 1500)
+    operator = diagonal(values)
+    chosen, fixed = [], []
+    for seed in range(4):
+        chosen.append(density(operator, tolerance=1e-6, max_products=limit, seed=seed))
+        fixed.append(slq(operator, num_probes=8, num_steps=limit // 8, seed=seed))
+        assert chosen[-1].accuracy.num_products <= limit
+    ours, theirs = (np.mean([run.distance(values) for run in runs]) for runs in (chosen, fixed))
+    assert ours <= 1.2 * theirs + 1e-6 * np.ptp(values)
+
+
+def test_steps_resolve_eigenvalues_and_probes_average():
+    """The one where many eigenvalues are found, the other where the density is smooth."""
+    for seed in range(3):
+        steps, probes = (
+            density(diagonal(_limited(kind, 1500)), tolerance=1e-6, max_products=320, seed=seed)
+            for kind in ("power law", "semicircle")
+        )
+        assert steps.provenance["num_probes"] == 4
+        assert steps.provenance["num_steps"] == 80
+        assert probes.provenance["num_probes"] >= 8
+        assert len(steps.outliers) > 50
+
+
+@given(
+    statistical=st.floats(0.01, 100),
+    resolving=st.floats(0, 2),
+    quadrature=st.floats(0.01, 100),
+    converging=st.floats(0.1, 4),
+    steps=st.integers(8, 200),
+    before=st.floats(2, 4),
+)
+def test_steps_go_on_while_the_error_at_the_limit_falls(
+    statistical, resolving, quadrature, converging, steps, before
+):
+    """Powers of the steps, for which the derivative of the total error is known."""
+    limit = 1000
+
+    def check(m):
+        left, half = (quadrature * x**-converging for x in (m, m / 2))
+        return _Check(m, statistical * m**-resolving, half - left)
+
+    slope = (0.5 - resolving) * statistical * steps**-resolving * (steps / limit) ** 0.5
+    fall = converging * quadrature * steps**-converging
+    assume(abs(slope - fall) > 1e-9 * fall)
+    search = _Search(np.eye(1), 0.01, 0.95, 0, 1, limit)
+    assert search.steps_pay(check(steps / before), check(steps)) == (slope < fall)
+    assert search.steps_pay(None, check(steps))
+
+
+@pytest.mark.parametrize("limit", [60, 400])
+def test_a_limit_beyond_the_dimension(limit):
+    """All eigenvalues are found, for no more products than that takes."""
+    values = np.linspace(0, 1, 50) ** 2
+    calls = []
+    measure = density(diagonal(values, calls), tolerance=1e-6, max_products=limit)
+    assert measure.accuracy.converged
+    assert sum(calls) <= 52  # a last block of three
+    assert measure.distance(values) <= 1e-6 * np.ptp(values)
 
 
 @pytest.mark.parametrize("n", [1, 2, 5, 40])
