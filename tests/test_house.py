@@ -14,6 +14,7 @@ import specdens_torch
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("specdens/**/*.py"), *ROOT.glob("adapters/**/*.py")])
 ADAPTER = {
+    "Fisher",
     "FlatParameters",
     "GaussNewton",
     "GradientCovariance",
@@ -21,10 +22,16 @@ ADAPTER = {
     "Hessian",
     "Residual",
     "Risk",
+    "SpectrumHistory",
+    "SpectrumRecord",
+    "SpectrumTracker",
     "TangentKernel",
     "gradient",
     "layerwise",
+    "next_token_loss",
     "risk_value",
+    "stability_edge",
+    "token_loss",
 }
 PUBLIC = set(
     """

@@ -1,14 +1,19 @@
 """Curvature of PyTorch models as specdens operators."""
 
+from specdens_torch.fisher import Fisher
 from specdens_torch.gauss_newton import GaussNewton, Residual
 from specdens_torch.hessian import Hessian
+from specdens_torch.history import SpectrumHistory, SpectrumRecord
+from specdens_torch.language import next_token_loss, token_loss
 from specdens_torch.layerwise import layerwise
 from specdens_torch.parameters import FlatParameters
 from specdens_torch.risk import Risk, gradient, risk_value
 from specdens_torch.second_moment import GradientCovariance, GradientSecondMoment
 from specdens_torch.tangent_kernel import TangentKernel
+from specdens_torch.tracking import SpectrumTracker, stability_edge
 
 __all__ = [
+    "Fisher",
     "FlatParameters",
     "GaussNewton",
     "GradientCovariance",
@@ -16,8 +21,14 @@ __all__ = [
     "Hessian",
     "Residual",
     "Risk",
+    "SpectrumHistory",
+    "SpectrumRecord",
+    "SpectrumTracker",
     "TangentKernel",
     "gradient",
     "layerwise",
+    "next_token_loss",
     "risk_value",
+    "stability_edge",
+    "token_loss",
 ]

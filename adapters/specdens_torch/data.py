@@ -20,7 +20,9 @@ class DataSource:
     ----------
     data : pair, list of pairs, DataLoader, or other iterable
         A tuple of length two is one ``(inputs, targets)`` pair; anything else is iterated over,
-        once in each pass, and must give such pairs.
+        once in each pass, and must give such pairs. A mapping with the key ``"labels"``, as Hugging
+        Face's collators give them, stands for the pair (everything else, labels), alone or as an
+        item: the model computes its outputs without knowing the labels.
 
     Raises
     ------
@@ -35,12 +37,12 @@ class DataSource:
         self._data = data
         _check_readable(data)
         # In memory the batches are known without reading, and their tensors tell when they change.
-        self.in_memory = isinstance(data, tuple | list)
+        self.in_memory = isinstance(data, tuple | list | Mapping)
         if self.in_memory and not any(True for _ in self):
             raise ValueError(EMPTY)
 
     def __iter__(self) -> Iterator[Batch]:
-        if isinstance(self._data, tuple):
+        if isinstance(self._data, tuple | Mapping):
             yield as_batch(self._data, "data")
             return
         for number, item in enumerate(self._data):
@@ -79,17 +81,21 @@ def _check_readable(data: Any) -> None:
             "torch.utils.data.DataLoader(dataset, batch_size=...)."
         )
         raise TypeError(msg)
+    if isinstance(data, Mapping):
+        return  # one item, which `as_batch` reads
     is_iterable = isinstance(data, Iterable) or hasattr(data, "__getitem__")
-    if isinstance(data, Tensor | Mapping | str) or not is_iterable:
+    if isinstance(data, Tensor | str) or not is_iterable:
         msg = (
-            f"data has type {type(data).__qualname__}; expected an (inputs, targets) pair, a list "
-            "of pairs, a DataLoader, or another iterable of pairs."
+            f"data has type {type(data).__qualname__}; expected an (inputs, targets) pair, a "
+            "mapping with labels, a list of either, a DataLoader, or another iterable of them."
         )
         raise TypeError(msg)
 
 
 def as_batch(item: Any, what: str) -> Batch:
     """Return `item` as a batch, or say what an item must be."""
+    if isinstance(item, Mapping):
+        return _labeled(item, what)
     if not isinstance(item, tuple | list) or len(item) != 2:
         length = f" of length {len(item)}" if isinstance(item, tuple | list) else ""
         hint = ""
@@ -101,6 +107,26 @@ def as_batch(item: Any, what: str) -> Batch:
         )
         raise TypeError(msg)
     return Batch(*item)
+
+
+def _labeled(item: Mapping[str, Any], what: str) -> Batch:
+    """Return (everything else, labels), so that no model sees the labels and computes a loss."""
+    kind = type(item).__qualname__
+    if "labels" not in item:
+        msg = (
+            f"{what} is a {kind} with the keys {', '.join(map(str, item))} and without labels; put "
+            'the targets under "labels", or pass a pair (inputs, targets) whose inputs are the '
+            f"{kind}."
+        )
+        raise TypeError(msg)
+    if not any(True for _ in tensors_in(item)):
+        msg = (
+            f"{what} is a {kind} without tensors, perhaps a single example; pass a DataLoader "
+            "whose collate function makes batches of tensors."
+        )
+        raise TypeError(msg)
+    inputs = {key: value for key, value in item.items() if key != "labels"}
+    return Batch(inputs, item["labels"])
 
 
 def regroup(batches: Iterable[Batch], limit: Callable[[Batch], int]) -> Iterator[Batch]:

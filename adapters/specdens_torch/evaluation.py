@@ -16,7 +16,7 @@ from specdens_torch.losses import TermLoss, Terms
 from specdens_torch.outputs import Cut, cut_outputs
 from specdens_torch.parameters import FlatParameters
 from specdens_torch.state import wide_dtype
-from specdens_torch.structures import Batch, move, num_elements, num_examples
+from specdens_torch.structures import Batch, logits_of, move, num_elements, num_examples
 
 
 class Evaluation(NamedTuple):
@@ -25,6 +25,7 @@ class Evaluation(NamedTuple):
     leaves: tuple[Tensor, ...]  # the selected parameters, in flat order
     outputs: Any  # what the loss saw
     targets: Any
+    loss: TermLoss
     terms: Terms
     cut: Cut | None  # the place where outputs and loss were cut apart, if they were
     position: int  # of the first of the terms in the data
@@ -94,15 +95,16 @@ class Evaluator:
         state = {**self._aliases, **self._copies}
         outputs = functional_call(self._model, state, args, kwargs)
         targets = batch.targets
-        if isinstance(outputs, Tensor):  # which a model on several devices returns elsewhere
-            targets = move(targets, outputs.device)
+        logits = logits_of(outputs)
+        if logits is not None:  # which a model on several devices returns elsewhere
+            targets = move(targets, logits.device)
         cut = None
         if self._cuts:
             outputs, cut = cut_outputs(outputs)
         terms = self._loss.terms(outputs, targets)
         position = self._position
         self._position += terms.weighted.numel()
-        return Evaluation(self.leaves, outputs, targets, terms, cut, position)
+        return Evaluation(self.leaves, outputs, targets, self._loss, terms, cut, position)
 
     def _renew_buffers(self) -> None:
         for name, copy in self._copies.items():

@@ -18,6 +18,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name torch's own documentation uses)
 from torch import Tensor, nn
 
+from specdens_torch.language import NEXT_TOKEN_LAW, TOKEN_LAW, next_token_loss, token_loss
+from specdens_torch.sampling import Law, law_of
+from specdens_torch.structures import logits_of
+
 
 class Terms(NamedTuple):
     """The terms of a risk that one chunk of data contributes."""
@@ -28,12 +32,40 @@ class Terms(NamedTuple):
 
 @dataclass(frozen=True)
 class TermLoss:
-    """A loss as a function from a model's outputs and the targets to `Terms`."""
+    r"""A loss as a function from a model's outputs and the targets to `Terms`.
+
+    Attributes
+    ----------
+    terms : callable
+        ``terms(outputs, targets)`` gives weighted losses and weights.
+    divides : bool
+        Whether the risk is divided by the sum of weights: False for ``reduction="sum"``.
+    name : str
+    tensors : tuple of tensors
+        Class weights and the like, which a kept graph depends on.
+    draws : callable, optional
+        ``draws(outputs, targets)`` gives the shape of the uniform random numbers, all independent,
+        that one sample takes. It and the next two are None for a loss that no predictive
+        distribution belongs to.
+    sampler : callable, optional
+        ``sampler(outputs, targets, uniforms)`` draws one target for each term from the model's own
+        predictive distribution: a pure function of float64 `uniforms` in (0, 1), without gradient.
+    resampled : callable, optional
+        ``resampled(outputs, targets, sampled)`` gives the losses of the terms at sampled targets,
+        not multiplied by the weights, which remain those of the true targets. Terms that these
+        ignore are zero. With g a term's gradient in the outputs, the average of
+        :math:`w g g^T` over the samples is the Hessian of the weighted term in the outputs. The
+        outputs of ``NLLLoss`` and ``BCELoss`` are (log-)probabilities already; there it is the
+        Fisher matrix of the distribution, which is that Hessian in the logits before them.
+    """
 
     terms: Callable[[Any, Any], Terms]
-    divides: bool  # whether the risk is divided by the sum of weights (False for reduction="sum")
+    divides: bool
     name: str
-    tensors: tuple[Tensor, ...] = ()  # class weights and the like, which a kept graph depends on
+    tensors: tuple[Tensor, ...] = ()
+    draws: Callable[[Any, Any], torch.Size] | None = None
+    sampler: Callable[[Any, Any, Tensor], Tensor] | None = None
+    resampled: Callable[[Any, Any, Tensor], Tensor] | None = None
 
 
 def as_term_loss(loss: Any) -> TermLoss:
@@ -44,7 +76,13 @@ def as_term_loss(loss: Any) -> TermLoss:
     loss : callable
         One of torch's losses (module, function, or `functools.partial` of a function) with its
         own meaning, or any function ``loss(outputs, targets)`` that returns one loss per example
-        or term, or ``(losses, weights)``.
+        or term, or ``(losses, weights)``. Losses of torch take outputs that carry a tensor as
+        ``logits``, too. A loss module of torch is taken as it is now, a user's module as it will
+        be.
+
+    Returns
+    -------
+    TermLoss
 
     Raises
     ------
@@ -75,7 +113,14 @@ def as_term_loss(loss: Any) -> TermLoss:
         raise ValueError(_no_rule(function.__name__))
     name = getattr(function, "__name__", type(function).__name__)
     tensors = tuple(v for v in options.values() if isinstance(v, Tensor))
-    return TermLoss(functools.partial(_user_terms, loss), True, name, tensors)
+    law = next((law for own, law in _LANGUAGE if loss is own), None) or (None, None, None)
+    return TermLoss(functools.partial(_user_terms, loss), True, name, tensors, *law)
+
+
+_LANGUAGE: tuple[tuple[Any, Law], ...] = (
+    (next_token_loss, NEXT_TOKEN_LAW),
+    (token_loss, TOKEN_LAW),
+)
 
 
 def _no_rule(name: str) -> str:
@@ -103,16 +148,23 @@ def _from_function(loss: Any, function: Any, options: dict[str, Any]) -> TermLos
     per_term = functools.partial(function, **options, reduction="none")
     tensors = tuple(v for v in options.values() if isinstance(v, Tensor))
     terms = functools.partial(_torch_terms, per_term, rule, options, reduction, name)
-    return TermLoss(terms, reduction != "sum", name, tensors)
+    law = law_of(name, options) or (None, None, None)
+    return TermLoss(terms, reduction != "sum", name, tensors, *law)
 
 
 def _from_module(loss: nn.Module, name: str, rule: Rule) -> TermLoss:
     reduction = _checked_reduction(name, loss.reduction)
-    per_term = copy.copy(loss)  # shares the class weights; the caller's reduction stays as it is
+    # A copy that shares the tensors, but not the dictionary that holds them: if the caller replaced
+    # the class weights, the losses would use the new ones and their weights the old.
+    per_term = copy.copy(loss)
+    per_term._buffers = dict(loss._buffers)
     per_term.reduction = "none"  # type: ignore[assignment]
-    options = {key: getattr(loss, key, None) for key in ("weight", "ignore_index")}
+    keys = ("weight", "pos_weight", "ignore_index", "label_smoothing", "log_input")
+    options = {key: getattr(loss, key, None) for key in keys}
     terms = functools.partial(_torch_terms, per_term, rule, options, reduction, name)
-    return TermLoss(terms, reduction != "sum", name, (*loss.parameters(), *loss.buffers()))
+    tensors = (*loss.parameters(), *loss.buffers())
+    law = law_of(name, options) or (None, None, None)
+    return TermLoss(terms, reduction != "sum", name, tensors, *law)
 
 
 def _checked_reduction(name: str, reduction: Any) -> str:
@@ -136,19 +188,35 @@ def _torch_terms(
     arguments = [outputs, targets]
     if name in ("GaussianNLLLoss", "gaussian_nll_loss") and isinstance(outputs, tuple | list):
         arguments = [outputs[0], targets, *outputs[1:]]  # the model predicts (mean, variance)
-    if not isinstance(arguments[0], Tensor):
+    arguments[0] = logits = logits_of(arguments[0])
+    if logits is None:
         msg = (
-            f"loss={name} needs a tensor of outputs, but the model returned "
+            f"loss={name} needs a tensor of outputs, or logits, but the model returned "
             f"{type(outputs).__qualname__}; pass a function of (outputs, targets) that picks the "
             "tensor out of it and returns one loss per example (reduction='none')."
         )
         raise TypeError(msg)
+    if rule is _per_class:
+        _check_layout(name, logits, targets)
     losses = per_term(*arguments)
     if reduction == "batchmean":
         losses = losses.flatten(1).sum(1) if losses.ndim > 1 else losses
     if losses.ndim == 0:
         losses = losses.reshape(1)
-    return Terms(losses, rule(arguments[0], targets, losses, options).detach())
+    return Terms(losses, rule(logits, targets, losses, options).detach())
+
+
+def _check_layout(name: str, outputs: Tensor, targets: Any) -> None:
+    """Refuse one label for each token: torch has the classes along the second axis."""
+    shape = getattr(targets, "shape", None)
+    along_last = outputs.ndim == 3 and shape == outputs.shape[:2]
+    if along_last and shape != (outputs.shape[0], outputs.shape[2]):
+        msg = (
+            f"loss={name} got outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}; "
+            "torch expects classes along axis 1. For one label at each of several tokens pass "
+            "specdens_torch.token_loss, or next_token_loss for causal language models."
+        )
+        raise ValueError(msg)
 
 
 Rule = Callable[[Tensor, Any, Tensor, dict[str, Any]], Tensor]
@@ -169,7 +237,8 @@ def _per_class(outputs: Tensor, targets: Any, losses: Tensor, options: dict[str,
     if weight is None:
         weights = (~ignored).to(losses.dtype)
     else:
-        weights = weight.to(losses.dtype)[targets.masked_fill(ignored, 0)].masked_fill(ignored, 0)
+        weights = weight.to(losses.dtype)[targets.long().masked_fill(ignored, 0)]
+        weights = weights.masked_fill(ignored, 0)
     return weights.reshape(losses.shape)
 
 

@@ -34,6 +34,18 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
             yield from tensors_in(value)
 
 
+def logits_of(outputs: Any) -> Tensor | None:
+    """Return what a model's outputs carry: themselves if a tensor, or a tensor called ``logits``.
+
+    Models of Hugging Face return mappings with attributes that hold their logits.
+    """
+    found = outputs
+    if not isinstance(outputs, Tensor):
+        is_mapping = isinstance(outputs, Mapping)
+        found = outputs.get("logits") if is_mapping else getattr(outputs, "logits", None)
+    return found if isinstance(found, Tensor) else None
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], tree: Any) -> Any:
     """Return `tree` with every tensor replaced; mappings become dictionaries."""
     if isinstance(tree, Tensor):

@@ -87,6 +87,19 @@ CASES = {
     "poisson": (nn.PoissonNLLLoss(full=True), counts),
     "soft-margin": (nn.SoftMarginLoss(), signs),
     "multilabel": (nn.MultiLabelSoftMarginLoss(weight=WEIGHT), probabilities),
+    "bce-logits-sum": (nn.BCEWithLogitsLoss(pos_weight=WEIGHT, reduction="sum"), probabilities),
+    "f-bce-logits-weights": (
+        functools.partial(
+            F.binary_cross_entropy_with_logits, pos_weight=WEIGHT, weight=WEIGHT.flip(0)
+        ),
+        probabilities,
+    ),
+    "nll-sum": (nn.NLLLoss(weight=WEIGHT, reduction="sum"), some_ignored),
+    "nll-ignore": (nn.NLLLoss(weight=WEIGHT, ignore_index=2), labels),
+    "f-kl-sum": (functools.partial(F.kl_div, reduction="sum", log_target=True), values),
+    "l1-sum": (nn.L1Loss(reduction="sum"), values),
+    "multilabel-sum": (nn.MultiLabelSoftMarginLoss(reduction="sum"), probabilities),
+    "hinge": (nn.HingeEmbeddingLoss(margin=0.5), signs),
 }
 
 
@@ -125,18 +138,104 @@ def test_kl_mean_divides_by_the_elements():
     assert risk_value(Risk(model, loss, ragged(inputs, targets, 3))) == pytest.approx(expected)
 
 
-def test_class_indices_with_extra_dimensions():
-    torch.manual_seed(0)
-    model = nn.Conv1d(4, 3, 1).double()
-    inputs, targets = torch.randn(6, 4, 5, dtype=torch.float64), torch.randint(3, (6, 5))
-    targets[0, :3] = -100
-    targets[5] = -100
-    loss = nn.CrossEntropyLoss(weight=WEIGHT)
-    risk = Risk(model, loss, ragged(inputs, targets, 3))
-    assert risk_value(risk) == pytest.approx(loss(model(inputs), targets).item(), rel=1e-12)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("kind", ["indices", "ignored", "class-ignored", "probabilities"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+@pytest.mark.parametrize("weight", [None, WEIGHT], ids=["equal", "weighted"])
+@pytest.mark.parametrize("positions", [(), (2,), (2, 2)], ids=str)
+def test_cross_entropy_with_everything(positions, weight, smoothing, kind, reduction):
+    """On random ragged splits: class weights, ignored classes, smoothing, soft labels, K axes."""
+    torch.manual_seed(len(positions))
+    model = [nn.Linear(2, 3), nn.Conv1d(2, 3, 1), nn.Conv2d(2, 3, 1)][len(positions)].double()
+    inputs = torch.randn(7, 2, *positions, dtype=torch.float64)
+    targets = torch.randint(3, (7, *positions))
+    if kind == "ignored":
+        targets[[0, 5]] = -100  # whole examples
+        targets.view(7, -1)[2, 0] = -100
+    if kind == "probabilities":
+        targets = torch.rand(7, 3, *positions, dtype=torch.float64)  # need not add up to one
+    loss = nn.CrossEntropyLoss(
+        weight=weight,
+        label_smoothing=smoothing,
+        ignore_index=1 if kind == "class-ignored" else -100,
+        reduction=reduction,
+    )
+    expected = loss(model(inputs), targets).item()
     matrix = dense(model, loss, inputs, targets)
+    slope = dense(model, loss, inputs, targets, order=1)
+    identity = torch.eye(9, dtype=torch.float64)
+    for seed in (2, 4):
+        risk = Risk(model, loss, ragged(inputs, targets, seed), regroup=seed == 2)
+        assert risk_value(risk) == pytest.approx(expected, rel=1e-12)
+        torch.testing.assert_close(gradient(risk), slope, rtol=1e-10, atol=1e-12)
+        torch.testing.assert_close(Hessian(risk) @ identity, matrix, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("rows", [(), (5,)], ids=["mean-over-elements", "batchmean"])
+def test_kl_over_positions(rows):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(4, 3, 1), nn.LogSoftmax(1)).double()
+    inputs = torch.randn(6, 4, 5, dtype=torch.float64)
+    targets = torch.softmax(torch.randn(6, 3, 5, dtype=torch.float64), 1)
+    loss = nn.KLDivLoss(reduction="batchmean" if rows else "mean")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch announces another default
+        expected = loss(model(inputs), targets).item()
+        matrix = dense(model, loss, inputs, targets)
+    risk = Risk(model, loss, ragged(inputs, targets, 3))
+    assert risk_value(risk) == pytest.approx(expected, rel=1e-12)
     identity = torch.eye(15, dtype=torch.float64)
     torch.testing.assert_close(Hessian(risk) @ identity, matrix, rtol=1e-10, atol=1e-12)
+
+
+def test_class_indices_may_be_bytes():
+    """As in torch; to index with bytes would be to choose with a mask."""
+    model, (inputs, targets) = mlp(width=2), classes(N)
+    loss = nn.CrossEntropyLoss(weight=WEIGHT)
+    risk = Risk(model, loss, ragged(inputs, targets.to(torch.uint8), 3))
+    assert risk_value(risk) == pytest.approx(loss(model(inputs), targets).item(), rel=1e-12)
+
+
+def test_a_loss_module_is_taken_as_it_is():
+    """Replacing its class weights later must not mix old and new ones."""
+    model, (inputs, targets) = mlp(width=2), classes(N)
+    loss = nn.CrossEntropyLoss(weight=WEIGHT)
+    expected = loss(model(inputs), targets).item()
+    risk = Risk(model, loss, (inputs, targets))
+    loss.weight = torch.tensor([5.0, 1.0, 1.0], dtype=torch.float64)
+    assert risk_value(risk) == pytest.approx(expected, rel=1e-12)
+
+
+class Logits:
+    """What a model may return instead of a tensor."""
+
+    def __init__(self, logits):
+        self.logits = logits
+
+
+@pytest.mark.parametrize("wrap", [Logits, lambda logits: {"logits": logits, "other": 0}])
+@pytest.mark.parametrize("name", ["ce-everything", "f-bce-logits", "mse"])
+def test_outputs_that_carry_logits(name, wrap):
+    class Wrapped(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.body = mlp(width=2)
+
+        def forward(self, x):
+            return wrap(self.body(x))
+
+    loss, make_targets = CASES[name]
+    inputs, targets = classes(N)[0], make_targets()
+    hessian = Hessian(Wrapped(), loss, ragged(inputs, targets, 3))
+    matrix = dense(mlp(width=2), loss, inputs, targets)
+    identity = torch.eye(19, dtype=torch.float64)
+    torch.testing.assert_close(hessian @ identity, matrix, rtol=1e-10, atol=1e-12)
+
+
+def test_one_label_at_each_token_is_a_loss_of_its_own():
+    model, inputs = nn.Linear(4, 3).double(), torch.randn(2, 5, 4, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"\(2, 5, 3\).*next_token_loss"):
+        risk_value(Risk(model, nn.CrossEntropyLoss(), (inputs, torch.zeros(2, 5).long())))
 
 
 def test_gaussian_likelihood_of_mean_and_variance():
@@ -265,12 +364,12 @@ def test_outputs_that_torch_losses_cannot_take():
             self.body = mlp(width=2)
 
         def forward(self, x):
-            return {"logits": self.body(x)}
+            return {"scores": self.body(x)}
 
     with pytest.raises(TypeError, match="picks the tensor"):
         risk_value(Risk(Wrapped(), nn.CrossEntropyLoss(), classes()))
     picked = Risk(
-        Wrapped(), lambda o, y: F.cross_entropy(o["logits"], y, reduction="none"), classes()
+        Wrapped(), lambda o, y: F.cross_entropy(o["scores"], y, reduction="none"), classes()
     )
     inputs, targets = classes()
     assert risk_value(picked) == pytest.approx(

@@ -1,0 +1,149 @@
+"""The Fisher information matrix of a model, from targets drawn from its own predictions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from specdens_torch.evaluation import Evaluation
+from specdens_torch.jacobian import Jacobian
+from specdens_torch.linearized import Linearized, RiskMatrix
+from specdens_torch.risk import Risk
+from specdens_torch.selection import Selection
+
+_DOMAIN = 1  # word of the counter that keeps these numbers apart from those of the probes
+_PER_BLOCK = 4  # numbers that Philox makes for each value of its counter
+
+
+class Fisher(RiskMatrix):
+    r"""The sampled Fisher matrix :math:`\sum_i w_i \frac1S \sum_s g_{is} g_{is}^\top / \sum_i w_i`.
+
+    :math:`g_{is}` is the gradient of the loss of term i, not multiplied by its weight, at the s-th
+    target drawn from the model's own predictive distribution: softmax probabilities for
+    cross-entropy, a normal distribution for the squared error, and so on. Its expectation is the
+    Gauss-Newton matrix. True targets give nothing but the weights (with them in place of samples
+    it would be `GradientSecondMoment`).
+
+    Parameters
+    ----------
+    risk : Risk or torch.nn.Module
+        A risk, or a model followed by `loss`, `data`, `parameters` and the options of `Risk`.
+    loss, data, parameters, **options
+        As in `Risk`, if `risk` is a model.
+    num_samples : int
+        The number S of targets drawn for each term.
+    seed : int
+        Determines the samples, with the place of a term in the data: they are the same in every
+        product and for every split into batches.
+
+    Attributes
+    ----------
+    risk : Risk
+    num_samples, seed : int
+    parameters : FlatParameters
+        Names and places of the parameters; ``ravel`` and ``unravel``.
+    space : VectorSpace
+        Vectors of length n, in the dtype and on the device of the parameters.
+
+    Raises
+    ------
+    ValueError
+        If `num_samples` or `seed` is out of range, or the loss is the negative log-likelihood of
+        no known distribution; and as in `GaussNewton`.
+    TypeError
+        If `x` is not a tensor or has another dtype.
+
+    Notes
+    -----
+    Every term is a datum of its own, so that tokens and elements are sampled independently. Weight
+    decay of the risk has no part in it.
+
+    References
+    ----------
+    Martens (2020), New insights and perspectives on the natural gradient method, JMLR 21(146).
+    arXiv:1412.1193
+
+    Examples
+    --------
+    >>> model = torch.nn.Linear(1, 2, bias=False)
+    >>> _ = torch.nn.init.zeros_(model.weight)  # probabilities 1/2, gradients +-(1/2, -1/2)
+    >>> data = torch.ones(3, 1), torch.zeros(3, dtype=torch.int64)
+    >>> Fisher(model, torch.nn.CrossEntropyLoss(), data) @ torch.eye(2)
+    tensor([[ 0.2500, -0.2500],
+            [-0.2500,  0.2500]])
+    """
+
+    def __init__(
+        self,
+        risk: Risk | nn.Module,
+        loss: Any = None,
+        data: Any = None,
+        parameters: Selection = None,
+        *,
+        num_samples: int = 1,
+        seed: int = 0,
+        **options: Any,
+    ) -> None:
+        super().__init__(risk, loss, data, parameters, **options)
+        for name, value, least in (("num_samples", num_samples, 1), ("seed", seed, 0)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                msg = f"{name}={value!r} must be an integer of at least {least}."
+                raise ValueError(msg)
+        self.num_samples, self.seed = num_samples, seed
+
+    def _linearize(self, evaluation: Evaluation) -> Linearized:
+        loss, outputs, targets = evaluation.loss, evaluation.outputs, evaluation.targets
+        if loss.draws is None or loss.sampler is None or loss.resampled is None:
+            msg = (
+                f"loss={loss.name} is the negative log-likelihood of no known distribution, so no "
+                "targets can be drawn; GaussNewton needs none, GradientSecondMoment takes the true "
+                "ones."
+            )
+            raise ValueError(msg)
+        shape = loss.draws(outputs, targets)
+        terms = evaluation.terms.weights
+        start = evaluation.position * shape.numel() // max(1, terms.numel())
+        sampled: list[Tensor] = []
+        for sample in range(self.num_samples):
+            numbers = uniforms(self.seed, sample, start, shape.numel())
+            drawn = loss.sampler(outputs, targets, torch.from_numpy(numbers).reshape(shape))
+            losses = loss.resampled(outputs, targets, drawn)
+            if losses.requires_grad:
+                sampled.append(losses.reshape(terms.shape))
+        return _WeightedOuterProducts(
+            Jacobian(evaluation.leaves, sampled), terms / self.num_samples
+        )
+
+
+class _WeightedOuterProducts:
+    """The sum of :math:`w_t g_t g_t^\\top` over terms and samples, for one chunk."""
+
+    def __init__(self, jacobian: Jacobian, weights: Tensor) -> None:
+        self._jacobian, self._weights = jacobian, weights
+
+    def __call__(self, blocks: Sequence[Tensor], chosen: Sequence[int]) -> Sequence[Tensor | None]:
+        slopes = self._jacobian(blocks, chosen)
+        return self._jacobian.transposed([self._weights * slope for slope in slopes], chosen)
+
+
+def uniforms(seed: int, sample: int, start: int, count: int) -> np.ndarray:
+    """Return `count` uniform numbers in (0, 1) from the place `start` of a stream.
+
+    A number depends on seed, sample and place alone: Philox counts, it has no state to go through.
+
+    Examples
+    --------
+    >>> bool((uniforms(3, 1, 7, 5) == uniforms(3, 1, 0, 12)[7:]).all())
+    True
+    """
+    first, skipped = divmod(start, _PER_BLOCK)
+    key = np.array([seed, sample], dtype=np.uint64)
+    counter = np.array([first, 0, 0, _DOMAIN], dtype=np.uint64)
+    numbers = np.random.Generator(np.random.Philox(key=key, counter=counter)).random(
+        count + skipped
+    )
+    return numbers[skipped:] + 2.0**-54  # halfway to the next, so that none is zero
