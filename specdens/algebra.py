@@ -279,6 +279,11 @@ def transfer(x: Array, space: VectorSpace) -> Array:
     source, target = backend_of(x), space.backend
     if source is target and compat.device(x) == space.device:
         return x if x.dtype == space.dtype else target.xp.astype(x, space.dtype)
+    if dtype_name(x.dtype) == "bfloat16" and not hasattr(target.xp, "bfloat16"):
+        x = source.xp.astype(x, source.xp.float32)
+    strides = getattr(x, "strides", ())
+    if isinstance(strides, tuple) and any(step < 0 for step in strides):
+        x = source.xp.asarray(x, copy=True)  # what torch cannot read aborts the process
     moved = _by_dlpack(x, target.xp, None)
     if moved is None or compat.device(moved) != space.device:
         return target.from_numpy(source.to_numpy(x), space.dtype, space.device)

@@ -30,6 +30,7 @@ ADAPTER = {
     "layerwise",
     "next_token_loss",
     "risk_value",
+    "spread_probes",
     "stability_edge",
     "token_loss",
 }

@@ -9,6 +9,7 @@ from specdens_torch.layerwise import layerwise
 from specdens_torch.parameters import FlatParameters
 from specdens_torch.risk import Risk, gradient, risk_value
 from specdens_torch.second_moment import GradientCovariance, GradientSecondMoment
+from specdens_torch.spreading import spread_probes
 from specdens_torch.tangent_kernel import TangentKernel
 from specdens_torch.tracking import SpectrumTracker, stability_edge
 
@@ -29,6 +30,7 @@ __all__ = [
     "layerwise",
     "next_token_loss",
     "risk_value",
+    "spread_probes",
     "stability_edge",
     "token_loss",
 ]

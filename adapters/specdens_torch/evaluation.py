@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 
-from specdens_torch.guards import Totals
+from specdens_torch.guards import Totals, check_not_cached, has_weight_norm, written_silently
 from specdens_torch.losses import TermLoss, Terms
 from specdens_torch.outputs import Cut, cut_outputs
 from specdens_torch.parameters import FlatParameters
@@ -47,12 +49,62 @@ def total_gradient(
 
 @contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Choose the attention kernel that has second derivatives, and leave inference mode.
+    """Choose what has second derivatives, and leave inference mode.
 
-    Products are in it too, not only forward passes, for checkpointed layers that run again then.
+    That is one of the attention kernels, and what `torch.compile` was given in place of what it
+    made. Products are in it too, not only forward passes, for checkpointed layers that run again
+    then.
     """
-    with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH):
+    # Importing the compiler takes seconds; who has not done so has compiled nothing.
+    compiles = "torch._dynamo" in sys.modules
+    eager = torch.compiler.set_stance("force_eager") if compiles else nullcontext()
+    with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH), eager:
         yield
+
+
+class _WeightNorm(TorchFunctionMode):
+    """Replaces the fused weight norm, whose second derivative is wrong up to torch 2.13 at least.
+
+    Its derivative holds the norm that the forward pass saved, and differentiating it takes that for
+    a constant.
+    """
+
+    def __torch_function__(
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        return (
+            _weight_norm(*args, **kwargs) if func is torch._weight_norm else func(*args, **kwargs)
+        )
+
+
+def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))
+
+
+@contextmanager
+def _without_cudnn() -> Iterator[None]:
+    """Have recurrent layers computed by kernels that can be differentiated twice."""
+    before = torch.backends.cudnn.enabled
+    torch.backends.cudnn.enabled = False
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.enabled = before
+
+
+def _replacements(model: nn.Module) -> list[Callable[[], AbstractContextManager[Any]]]:
+    """Return the contexts in which all layers of the model have right second derivatives."""
+    contexts: list[Callable[[], AbstractContextManager[Any]]] = []
+    if has_weight_norm(model):
+        contexts.append(_WeightNorm)
+    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        contexts.append(_without_cudnn)
+    return contexts
 
 
 class Evaluator:
@@ -76,7 +128,10 @@ class Evaluator:
         self._buffers = dict(model.named_buffers())
         self._copies = {name: buffer.detach().clone() for name, buffer in self._buffers.items()}
         self._versions = {name: copy._version for name, copy in self._copies.items()}
+        self._replacements = _replacements(model)
+        self._written = frozenset(written_silently(model))
         parameters.check_unchanged()
+        check_not_cached(model)
         aliases = {name: p.detach() for name, p in model.named_parameters()}
         for name in parameters.names:
             aliases[name].requires_grad_()
@@ -93,7 +148,10 @@ class Evaluator:
         self._renew_buffers()
         args, kwargs = _arguments(batch.inputs)
         state = {**self._aliases, **self._copies}
-        outputs = functional_call(self._model, state, args, kwargs)
+        with ExitStack() as stack:
+            for replacement in self._replacements:
+                stack.enter_context(replacement())
+            outputs = functional_call(self._model, state, args, kwargs)
         targets = batch.targets
         logits = logits_of(outputs)
         if logits is not None:  # which a model on several devices returns elsewhere
@@ -108,7 +166,7 @@ class Evaluator:
 
     def _renew_buffers(self) -> None:
         for name, copy in self._copies.items():
-            if copy._version != self._versions[name]:
+            if copy._version != self._versions[name] or name in self._written:
                 self._copies[name] = renewed = self._buffers[name].detach().clone()
                 self._versions[name] = renewed._version
 

@@ -10,10 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from specdens_torch.evaluation import Evaluation
+from specdens_torch.guards import Totals
 from specdens_torch.jacobian import Jacobian
 from specdens_torch.linearized import Linearized, RiskMatrix
+from specdens_torch.parameters import FlatParameters
 from specdens_torch.risk import Risk
 from specdens_torch.selection import Selection
+from specdens_torch.state import Fingerprint
 
 _DOMAIN = 1  # word of the counter that keeps these numbers apart from those of the probes
 _PER_BLOCK = 4  # numbers that Philox makes for each value of its counter
@@ -32,13 +35,15 @@ class Fisher(RiskMatrix):
     ----------
     risk : Risk or torch.nn.Module
         A risk, or a model followed by `loss`, `data`, `parameters` and the options of `Risk`.
-    loss, data, parameters, **options
+    loss, data, parameters
         As in `Risk`, if `risk` is a model.
     num_samples : int
         The number S of targets drawn for each term.
     seed : int
         Determines the samples, with the place of a term in the data: they are the same in every
-        product and for every split into batches.
+        product and for every split into batches and over processes.
+    **options
+        As in `Risk`, if `risk` is a model.
 
     Attributes
     ----------
@@ -94,6 +99,30 @@ class Fisher(RiskMatrix):
                 msg = f"{name}={value!r} must be an integer of at least {least}."
                 raise ValueError(msg)
         self.num_samples, self.seed = num_samples, seed
+        self._first = 0  # place of this process's first term among those of all
+        self._counted: tuple[Fingerprint, int, Totals] | None = None
+
+    def product(self, x: Tensor, part: FlatParameters, chosen: Sequence[int]) -> Tensor:
+        """Return the product with a diagonal block, see `RiskMatrix.product`."""
+        if self.risk.processes is not None:
+            first, _ = self.risk.places("terms", self._count)
+            if first != self._first:
+                self._first, self._kept = first, None
+        return super().product(x, part, chosen)
+
+    def _count(self) -> tuple[int, Totals]:
+        """Return the number of terms in the data of this process."""
+        fingerprint = self.risk.passes.fingerprint()
+        if self._counted is None or self._counted[0] != fingerprint:
+            terms = 0
+
+            def add(evaluation: Evaluation) -> None:
+                nonlocal terms
+                terms += evaluation.terms.weights.numel()
+
+            totals = self.risk.passes.sweep(add)
+            self._counted = fingerprint, terms, totals
+        return self._counted[1:]
 
     def _linearize(self, evaluation: Evaluation) -> Linearized:
         loss, outputs, targets = evaluation.loss, evaluation.outputs, evaluation.targets
@@ -106,7 +135,8 @@ class Fisher(RiskMatrix):
             raise ValueError(msg)
         shape = loss.draws(outputs, targets)
         terms = evaluation.terms.weights
-        start = evaluation.position * shape.numel() // max(1, terms.numel())
+        place = self._first + evaluation.position
+        start = place * shape.numel() // max(1, terms.numel())
         sampled: list[Tensor] = []
         for sample in range(self.num_samples):
             numbers = uniforms(self.seed, sample, start, shape.numel())

@@ -11,6 +11,7 @@ from specdens_torch.evaluation import Evaluation, total_gradient
 from specdens_torch.hessian import GradientGraph
 from specdens_torch.jacobian import Jacobian
 from specdens_torch.linearized import Linearized, RiskMatrix
+from specdens_torch.sampling import SoftmaxRows
 
 
 class GaussNewton(RiskMatrix):
@@ -70,15 +71,43 @@ class GaussNewton(RiskMatrix):
     _decays = True
 
     def _linearize(self, evaluation: Evaluation) -> Linearized:
+        if evaluation.loss.softmax is not None and evaluation.cut is not None:
+            rows = evaluation.loss.softmax(evaluation.outputs, evaluation.targets)
+            logits = evaluation.cut.behind(rows.logits)
+            return _Sandwich(Jacobian(evaluation.leaves, logits), SoftmaxCurvature(rows))
         attached, leaves, gradients = loss_gradients(evaluation, create_graph=True)
         jacobian = Jacobian(evaluation.leaves, attached)
         return _Sandwich(jacobian, GradientGraph(leaves, gradients))
 
 
+class SoftmaxCurvature:
+    r"""The Hessian :math:`\kappa (\mathrm{diag}\,p - p p^\top)` of cross-entropy in its logits.
+
+    With a large vocabulary these are the largest tensors there are: one is kept, a product needs
+    another beside its argument.
+    """
+
+    def __init__(self, rows: SoftmaxRows) -> None:
+        logits, self._axis, factor = rows
+        self._probabilities = torch.softmax(logits.detach(), self._axis)
+        self._factor = factor.to(self._probabilities).unsqueeze(self._axis)
+
+    def __call__(self, blocks: Sequence[Tensor], chosen: Sequence[int]) -> list[Tensor]:
+        """Return the products with tensors like the logits."""
+        products = []
+        for block in blocks:  # which may be a view of a vector of the caller's
+            product = block * self._probabilities
+            sums = product.sum(self._axis, keepdim=True)
+            products.append(
+                product.addcmul_(self._probabilities, sums, value=-1).mul_(self._factor)
+            )
+        return products
+
+
 class _Sandwich:
     """:math:`J^\\top A J` of one chunk."""
 
-    def __init__(self, jacobian: Jacobian, middle: GradientGraph) -> None:
+    def __init__(self, jacobian: Jacobian, middle: Linearized) -> None:
         self._jacobian, self._middle = jacobian, middle
 
     def __call__(self, blocks: Sequence[Tensor], chosen: Sequence[int]) -> Sequence[Tensor | None]:

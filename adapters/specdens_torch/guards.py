@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
+from torch.utils.data import DataLoader, RandomSampler
 
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
-_INSTANCE_NORMS = (nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
+_NORMS = nn.modules.batchnorm._NormBase  # batch norm and instance norm
+_BATCH_NORMS = nn.modules.batchnorm._BatchNorm
 _DROPOUTS = (
     nn.Dropout,
     nn.Dropout1d,
@@ -21,39 +25,114 @@ _DROPOUTS = (
 )
 
 
-def check_modules(model: nn.Module) -> None:
+def check_modules(
+    model: nn.Module, varying: Iterable[Tensor] = (), *, batch_statistics: bool = False
+) -> None:
     """Refuse modules that are random, couple the examples of a batch, or change themselves.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    varying : iterable of tensors
+        The parameters that are differentiated for.
+    batch_statistics : bool
+        Whether batch norm may couple the examples of a batch, see `Risk`.
 
     Raises
     ------
     ValueError
-        Naming the module and what to do about it.
+        Naming the module and what to do about it; or if `batch_statistics` has no effect.
     """
+    chosen = {id(parameter) for parameter in varying}
     for name, module in model.named_modules():
-        for problem in _problems(module):
+        problems = (*_problems(module, batch_statistics), *_missing_derivatives(module, chosen))
+        for problem in problems:
             where = f"module {name!r} ({type(module).__name__})" if name else type(module).__name__
             msg = f"model cannot be analyzed: {where} {problem}."
             raise ValueError(msg)
+    if batch_statistics and not any(_couples(module) for module in model.modules()):
+        msg = (
+            "batch_statistics=True, but no batch-norm layer of the model normalizes with the "
+            "statistics of its batch; call train() on those that should, or leave the option out. "
+            "Layers of your own that do so need regroup=False alone."
+        )
+        raise ValueError(msg)
 
 
-def _problems(module: nn.Module) -> Iterator[str]:
-    if isinstance(module, _BATCH_NORMS):
-        if module.running_mean is None:
-            yield (
-                "has no running statistics, so that the examples of a batch depend on each other; "
-                "build it with track_running_stats=True and call model.eval() after training"
+def check_fixed_batches(data: Any) -> None:
+    """Refuse a loader that makes up other batches in each pass, where batches matter.
+
+    Raises
+    ------
+    ValueError
+    """
+    if isinstance(data, DataLoader) and isinstance(data.sampler, RandomSampler):
+        msg = (
+            "data is a DataLoader that shuffles, and with batch_statistics=True the split into "
+            "batches is a part of the risk; pass shuffle=False, or list(loader) for one random "
+            "split."
+        )
+        raise ValueError(msg)
+
+
+def check_graph(losses: Tensor) -> None:
+    """Refuse checkpoints that leave the parameters out of the graph, for they would count as zero.
+
+    Raises
+    ------
+    ValueError
+    """
+    found = [losses.grad_fn]
+    seen = set(found)
+    while found:
+        node = found.pop()
+        if node is None:
+            continue
+        if node.name().endswith("CheckpointFunctionBackward"):
+            msg = (
+                "model uses torch.utils.checkpoint with use_reentrant=True, which hides its "
+                "parameters from torch.autograd.grad; pass use_reentrant=False (in Hugging Face's "
+                "transformers gradient_checkpointing_enable({'use_reentrant': False}))."
             )
-        elif module.training:
-            yield (
-                "is in train mode, so that the examples of a batch depend on each other and "
-                "each forward pass changes its running statistics; call model.eval() first"
-            )
-    elif isinstance(module, _INSTANCE_NORMS):
-        if module.training and module.track_running_stats:
-            yield (
-                "is in train mode and each forward pass would change its running statistics; "
-                "call model.eval() first"
-            )
+            raise ValueError(msg)
+        new = {parent for parent, _ in node.next_functions} - seen
+        seen |= new
+        found.extend(new)
+
+
+def check_not_cached(model: nn.Module) -> None:
+    """Refuse to evaluate a model whose parametrized weights are those of an earlier evaluation.
+
+    Raises
+    ------
+    ValueError
+    """
+    if parametrize._cache_enabled and any(map(parametrize.is_parametrized, model.modules())):
+        msg = (
+            "torch.nn.utils.parametrize.cached() is active, so that the model would keep weights "
+            "of other evaluations; leave its context before using a risk."
+        )
+        raise ValueError(msg)
+
+
+def written_silently(model: nn.Module) -> list[str]:
+    """Return the buffers that a forward pass changes without counting up their version."""
+    return [
+        f"{name}.{buffer}" if name else buffer
+        for name, module in model.named_modules()
+        if isinstance(module, _NORMS) and module.training
+        for buffer in dict(module.named_buffers(recurse=False))
+    ]
+
+
+def _couples(module: nn.Module) -> bool:
+    """Tell whether a module normalizes with the statistics of its batch."""
+    return isinstance(module, _BATCH_NORMS) and (module.training or module.running_mean is None)
+
+
+def _problems(module: nn.Module, batch_statistics: bool) -> Iterator[str]:
+    if isinstance(module, _NORMS):
+        yield from _problems_of_norms(module, batch_statistics)
     elif isinstance(module, _DROPOUTS):
         if module.training and module.p > 0:
             yield f"drops entries at random (p={module.p}); call model.eval() first"
@@ -68,6 +147,71 @@ def _problems(module: nn.Module) -> Iterator[str]:
             f"rescales its own weights in every forward pass (max_norm={module.max_norm}); "
             "rescale them once and set max_norm=None"
         )
+    elif isinstance(module, torch.jit.ScriptModule):
+        yield (
+            "is compiled by torch.jit, which keeps its parameters out of reach; pass the module "
+            "that it was made from"
+        )
+    elif isinstance(module, nn.DataParallel):
+        yield "copies itself to several devices in every forward pass; pass model.module"
+    if module.training and _iterates_spectral_norm(module):
+        yield (
+            "changes its estimate of its weight's spectral norm in every forward pass, by a step "
+            "that is not differentiated; call model.eval() first"
+        )
+
+
+def _problems_of_norms(module: _NORMS, batch_statistics: bool) -> Iterator[str]:
+    choices = (
+        "pass Risk(..., batch_statistics=True) for the statistics of the batches that data gives"
+    )
+    if isinstance(module, nn.SyncBatchNorm) and _couples(module):
+        yield (
+            "normalizes over processes, which cannot be differentiated twice; call model.eval() "
+            "first, or use nn.BatchNorm1d, 2d or 3d"
+        )
+    elif batch_statistics:
+        return
+    elif isinstance(module, _BATCH_NORMS) and module.running_mean is None:
+        yield (
+            "has no running statistics, so that the examples of a batch depend on each other; "
+            "build it with track_running_stats=True and call model.eval() after training, or "
+            f"{choices}"
+        )
+    elif isinstance(module, _BATCH_NORMS) and module.training:
+        yield (
+            "is in train mode, so that the examples of a batch depend on each other and each "
+            "forward pass changes its running statistics; call model.eval() first to normalize "
+            f"with these, or {choices}"
+        )
+    elif module.training and module.track_running_stats:
+        yield (
+            "is in train mode and each forward pass would change its running statistics; "
+            "call model.eval() first"
+        )
+
+
+def _missing_derivatives(module: nn.Module, chosen: set[int]) -> Iterator[str]:
+    if isinstance(module, nn.EmbeddingBag) and id(module.weight) in chosen:
+        yield (
+            "has no second derivative in torch; use nn.Embedding and the sum, mean or maximum of "
+            "what it gives, or leave its weight out of parameters"
+        )
+
+
+def _iterates_spectral_norm(module: nn.Module) -> bool:
+    return _does(module, parametrizations._SpectralNorm, SpectralNorm)
+
+
+def has_weight_norm(model: nn.Module) -> bool:
+    """Tell whether weights of the model are made by weight norm, new or old."""
+    return any(_does(m, parametrizations._WeightNorm, WeightNorm) for m in model.modules())
+
+
+def _does(module: nn.Module, parametrization: type, hook: type) -> bool:
+    """Tell whether a module is a parametrization, or has the hook that was used before these."""
+    hooks = module._forward_pre_hooks.values()
+    return isinstance(module, parametrization) or any(isinstance(h, hook) for h in hooks)
 
 
 @dataclass(frozen=True)
@@ -131,8 +275,9 @@ def check_same_data(
         f"data differ between two passes: {first.examples} examples with losses "
         f"{first.value:.8g} and weights {first.weight:.8g} in sum at first, then {now.examples} "
         f"with {now.value:.8g} and {now.weight:.8g}. Switch random augmentation and drop_last "
-        "off, and sample without replacement; the order may differ. If you changed the data "
-        "yourself, call risk.refresh()."
+        "off, and sample without replacement; the order may differ, unless batches are kept "
+        "(regroup=False, batch_statistics=True). If you changed the data yourself, call "
+        "risk.refresh()."
     )
     raise ValueError(msg)
 

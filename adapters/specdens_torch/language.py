@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 (the name torch's own documentation uses)
 from torch import Tensor
 
-from specdens_torch.sampling import Law, sample_classes
+from specdens_torch.sampling import Law, SoftmaxRows, sample_classes
 from specdens_torch.structures import logits_of
 
 IGNORED = -100  # the label that Hugging Face's collators give to padding, and torch's default
@@ -168,10 +168,15 @@ def _resampled_next(outputs: Any, labels: Any, sampled: Tensor) -> Tensor:
     return _kept(losses, _labels(labels)[:, 1:])
 
 
+def _softmax(outputs: Any, labels: Tensor) -> SoftmaxRows:
+    return SoftmaxRows(_logits(outputs), -1, labels != IGNORED)
+
+
 NEXT_TOKEN_LAW = Law(
     draws=lambda outputs, labels: _logits(outputs)[:, 1:, 0].shape,
     sampler=lambda outputs, labels, uniforms: sample_classes(_logits(outputs)[:, :-1], uniforms),
     resampled=_resampled_next,
+    softmax=lambda outputs, labels: _softmax(outputs, _following(_labels(labels))),
 )
 TOKEN_LAW = Law(
     draws=lambda outputs, labels: _logits(outputs).shape[:2],
@@ -179,4 +184,5 @@ TOKEN_LAW = Law(
     resampled=lambda outputs, labels, sampled: _kept(
         token_loss(outputs, sampled)[0], _labels(labels)
     ),
+    softmax=lambda outputs, labels: _softmax(outputs, _labels(labels)),
 )

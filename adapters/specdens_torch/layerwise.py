@@ -47,7 +47,8 @@ class Block(Arithmetic):
         self._alone = None
 
     def __matmul__(self, x: Tensor, /) -> Tensor:
-        if self.risk.passes.plan().keeps_graphs:
+        # Of many processes some may keep their graphs and others not; all do the same here.
+        if self.risk.processes is not None or self.risk.passes.plan().keeps_graphs:
             return self.whole.product(x, self.parameters, self._chosen)
         # Graphs that are made anew in every product are recorded for this block alone.
         if self._alone is None:

@@ -14,6 +14,7 @@ from specdens import Arithmetic, VectorSpace
 from specdens_torch.evaluation import Evaluation, accumulate, twice_differentiable
 from specdens_torch.guards import Totals
 from specdens_torch.parameters import FlatParameters
+from specdens_torch.processes import Share
 from specdens_torch.risk import Risk, as_risk
 from specdens_torch.selection import Selection
 from specdens_torch.state import Fingerprint
@@ -69,6 +70,7 @@ class RiskMatrix(Arithmetic, ABC):
     def release(self) -> None:
         """Free the graphs kept between products; the next product makes them again."""
         self._kept = None
+        self.risk.passes.forget_combined()
 
     def __matmul__(self, x: Tensor, /) -> Tensor:
         return self.product(x, self.parameters, range(len(self.parameters)))
@@ -94,14 +96,18 @@ class RiskMatrix(Arithmetic, ABC):
         ValueError, TypeError
             As the product with the whole matrix.
         """
-        check_vectors(x, part.space)
-        with twice_differentiable(), torch.no_grad():
-            x = x.detach().clone() if x.is_inference() else x.detach()
-            rows = x.reshape(1, -1) if x.ndim == 1 else x.t()
-            rows = rows.contiguous()
+
+        def compute() -> Share:
+            check_vectors(x, part.space)
+            own = x.detach().clone() if x.is_inference() else x.detach()
+            rows = (own.reshape(1, -1) if own.ndim == 1 else own.t()).contiguous()
             total = torch.zeros_like(rows, dtype=self.risk.accumulation_dtype)
             columns, targets = columns_of(part, rows), _targets(part, total)
-            totals = self._multiply(columns, targets, chosen)
+            return Share(self._multiply(columns, targets, chosen), total, rows)
+
+        with twice_differentiable(), torch.no_grad():
+            operation = f"product with {type(self).__name__}"
+            totals, total, rows = self.risk.combined(operation, compute, part)
             if self.risk.divides:
                 total /= totals.weight
             self._complete(total, rows, part, totals)
@@ -123,7 +129,9 @@ class RiskMatrix(Arithmetic, ABC):
             self._kept = None  # free the old graphs before new ones are made
 
             def apply(evaluation: Evaluation) -> None:
-                _apply(self._linearize(evaluation), columns, targets, chosen)
+                chunk = self._linearize(evaluation)
+                del evaluation  # outputs and losses, which the products may not need
+                _apply(chunk, columns, targets, chosen)
 
             if not passes.plan().keeps_graphs:
                 return passes.sweep(apply, cuts=self._cuts)

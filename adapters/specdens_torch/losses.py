@@ -19,7 +19,7 @@ import torch.nn.functional as F  # noqa: N812 (the name torch's own documentatio
 from torch import Tensor, nn
 
 from specdens_torch.language import NEXT_TOKEN_LAW, TOKEN_LAW, next_token_loss, token_loss
-from specdens_torch.sampling import Law, law_of
+from specdens_torch.sampling import Law, SoftmaxRows, law_of
 from specdens_torch.structures import logits_of
 
 
@@ -57,6 +57,9 @@ class TermLoss:
         :math:`w g g^T` over the samples is the Hessian of the weighted term in the outputs. The
         outputs of ``NLLLoss`` and ``BCELoss`` are (log-)probabilities already; there it is the
         Fisher matrix of the distribution, which is that Hessian in the logits before them.
+    softmax : callable, optional
+        ``softmax(outputs, targets)`` gives the logits of a softmax cross-entropy and what its
+        Hessian in them is; None for other losses.
     """
 
     terms: Callable[[Any, Any], Terms]
@@ -66,6 +69,7 @@ class TermLoss:
     draws: Callable[[Any, Any], torch.Size] | None = None
     sampler: Callable[[Any, Any, Tensor], Tensor] | None = None
     resampled: Callable[[Any, Any, Tensor], Tensor] | None = None
+    softmax: Callable[[Any, Any], SoftmaxRows] | None = None
 
 
 def as_term_loss(loss: Any) -> TermLoss:
@@ -113,7 +117,7 @@ def as_term_loss(loss: Any) -> TermLoss:
         raise ValueError(_no_rule(function.__name__))
     name = getattr(function, "__name__", type(function).__name__)
     tensors = tuple(v for v in options.values() if isinstance(v, Tensor))
-    law = next((law for own, law in _LANGUAGE if loss is own), None) or (None, None, None)
+    law = next((law for own, law in _LANGUAGE if loss is own), None) or ()
     return TermLoss(functools.partial(_user_terms, loss), True, name, tensors, *law)
 
 
@@ -148,7 +152,7 @@ def _from_function(loss: Any, function: Any, options: dict[str, Any]) -> TermLos
     per_term = functools.partial(function, **options, reduction="none")
     tensors = tuple(v for v in options.values() if isinstance(v, Tensor))
     terms = functools.partial(_torch_terms, per_term, rule, options, reduction, name)
-    law = law_of(name, options) or (None, None, None)
+    law = law_of(name, options) or ()
     return TermLoss(terms, reduction != "sum", name, tensors, *law)
 
 
@@ -163,7 +167,7 @@ def _from_module(loss: nn.Module, name: str, rule: Rule) -> TermLoss:
     options = {key: getattr(loss, key, None) for key in keys}
     terms = functools.partial(_torch_terms, per_term, rule, options, reduction, name)
     tensors = (*loss.parameters(), *loss.buffers())
-    law = law_of(name, options) or (None, None, None)
+    law = law_of(name, options) or ()
     return TermLoss(terms, reduction != "sum", name, tensors, *law)
 
 

@@ -15,6 +15,11 @@ class Cut(NamedTuple):
     attached: tuple[Tensor, ...]  # outputs of the model, in its graph
     leaves: tuple[Tensor, ...]  # the same values, where the loss's graph begins
 
+    def behind(self, leaf: Tensor) -> tuple[Tensor, ...]:
+        """Return the output that `leaf` stands for, nothing if it is constant."""
+        pairs = zip(self.attached, self.leaves, strict=True)
+        return tuple(output for output, own in pairs if own is leaf)
+
 
 def cut_outputs(outputs: Any) -> tuple[Any, Cut]:
     """Return `outputs` with every differentiable tensor replaced by a leaf, and both of each.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -23,6 +23,7 @@ from specdens_torch.guards import (
     Rounding,
     Totals,
     check_finite,
+    check_graph,
     check_modules,
     check_repeats,
     check_same_data,
@@ -31,6 +32,7 @@ from specdens_torch.guards import (
 from specdens_torch.losses import TermLoss
 from specdens_torch.memory import PILOT_EXAMPLES, Plan, SavedBytes, fit_plan
 from specdens_torch.parameters import FlatParameters
+from specdens_torch.processes import Processes, Share
 from specdens_torch.state import Fingerprint, RandomState, autocast_settings, left_as_it_was
 from specdens_torch.structures import Batch, cut, join, move, num_elements, num_examples, signature
 
@@ -51,6 +53,10 @@ class Passes:
         Bytes of saved activations, see `Risk`.
     regroup : bool
         Whether batches may be cut and joined.
+    processes : Processes, optional
+        Those that hold the other data of the risk.
+    batch_statistics : bool
+        Whether batch norm may couple the examples of a batch, see `Risk`.
     """
 
     def __init__(
@@ -61,7 +67,10 @@ class Passes:
         source: DataSource,
         memory_budget: int,
         regroup: bool,
+        processes: Processes | None = None,
+        batch_statistics: bool = False,
     ) -> None:
+        self._batch_statistics = batch_statistics
         self._model, self._loss, self._parameters = model, loss, parameters
         self._source, self._memory_budget, self._regroup = source, memory_budget, regroup
         # A model may be spread over several devices; its inputs go where it begins.
@@ -72,6 +81,9 @@ class Passes:
         self._planned: tuple[Any, Plan] | None = None
         self._rounding = Rounding(0.0, 0.0)
         self._first_pass: tuple[Fingerprint, Totals] | None = None
+        self._processes, self._combining = processes, False
+        self._epoch = 0  # what one process must compute anew, all must
+        self._combined_at: Fingerprint | None = None
 
     @property
     def known_plan(self) -> Plan | None:
@@ -94,7 +106,44 @@ class Passes:
         """Return what tells whether anything that a kept graph depends on has changed since."""
         state = [*self._model.parameters(), *self._model.buffers()]
         watched = [*self._source.tensors, *self._loss.tensors]
-        return Fingerprint.of(state, watched, (*self._mode(), *autocast_settings(self._device)))
+        settings = (self._epoch, *self._mode(), *autocast_settings(self._device))
+        return Fingerprint.of(state, watched, settings)
+
+    def combined(self, facts: Sequence[str], compute: Callable[[], Share]) -> Share:
+        """Return what `compute` makes of the data of this process, added up over all processes.
+
+        Raises
+        ------
+        ValueError
+            If the risk of all is not finite, or there are no data at all; see `Processes.combined`.
+        """
+        if self._processes is None:
+            return compute()
+        now: list[Fingerprint] = []
+
+        def changed() -> bool:
+            now.append(self.fingerprint())
+            return now[0] != self._combined_at
+
+        facts = [*facts, f"autocast: {autocast_settings(self._device)}"]
+        model = self._model
+        state = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+        state |= {f"{self._loss.name}[{i}]": t for i, t in enumerate(self._loss.tensors)}
+        self._combining = True
+        try:
+            share, mixed = self._processes.combined(compute, facts, state, changed)
+        finally:
+            self._combining = False
+        self._combined_at = now[0]
+        self._epoch += mixed
+        if share.totals.examples == 0:
+            raise ValueError(EMPTY)
+        check_finite(share.totals, self._loss.divides)
+        return share
+
+    def forget_combined(self) -> None:
+        """Have all processes compute anew what they keep, as this one will."""
+        self._combined_at = None
 
     def plan(self) -> Plan:
         """Return how the data are cut into chunks; the first call checks the risk (see `Risk`).
@@ -108,10 +157,19 @@ class Passes:
         key = (*self._mode(), places)
         if self._planned is None or self._planned[0] != key:
             self._planned = self._first_pass = None
-            check_modules(self._model)
-            plan = self._probe()
-            self._planned = key, self._survey(plan)
+            try:
+                varying = self._parameters.tensors.values()
+                check_modules(self._model, varying, batch_statistics=self._batch_statistics)
+                plan = self._probe()
+                self._planned = key, self._survey(plan)
+            except Exception:
+                if self._processes is None or self._combining:
+                    raise
+                return self._no_plan()  # it will be raised where all processes hear of it
         return self._planned[1]
+
+    def _no_plan(self) -> Plan:
+        return Plan(0.0, 0.0, self._memory_budget, 1)
 
     def sweep(
         self, visit: Callable[[Evaluation], None] | None = None, *, cuts: bool = False
@@ -125,12 +183,19 @@ class Passes:
         ValueError
             If the risk is not finite, or the data are not those of the first pass.
         """
+        if self._processes is not None and not self._combining:
+            msg = (
+                "a pass over the data of one process alone, for a risk with process_group; use "
+                "risk.combined, which adds up what all processes find."
+            )
+            raise ValueError(msg)
         plan = self.plan()
         with self._undisturbed(_PASS_SEED):
             totals = self._run(plan, visit, cuts)
         if not self._source.in_memory:
             self._compare(totals)
-        check_finite(totals, self._loss.divides)
+        # The mean over the data of all processes may exist where that over these does not.
+        check_finite(totals, self._loss.divides and self._processes is None)
         self.num_chunks = totals.chunks
         return totals
 
@@ -140,12 +205,17 @@ class Passes:
         evaluator = Evaluator(self._model, self._loss, self._parameters, cuts=cuts)
         running = RunningTotals()
         for batch in self._chunks(plan):
-            evaluation = self._evaluate(evaluator, batch)
-            running.add(batch, evaluation.terms)
-            if visit is not None:
-                visit(evaluation)
-            del evaluation  # or its graph would live on while the next one is built
+            # No name holds the evaluation here, so that a visitor can free what it needs no more.
+            if visit is None:
+                self._counted(evaluator, batch, running)
+            else:
+                visit(self._counted(evaluator, batch, running))
         return running.result()
+
+    def _counted(self, evaluator: Evaluator, batch: Batch, running: RunningTotals) -> Evaluation:
+        evaluation = self._evaluate(evaluator, batch)
+        running.add(batch, evaluation.terms)
+        return evaluation
 
     def _evaluate(self, evaluator: Evaluator, batch: Batch) -> Evaluation:
         try:
@@ -168,10 +238,14 @@ class Passes:
         """Measure what linearizing one or two examples saves, then check the risk on a few more."""
         with self._undisturbed(_SURVEY_SEED):
             first = self._first()
+            if first is None:
+                return self._no_plan()
             splits = self._regroup and num_examples(first) is not None
             pilots = [cut(first, 0, n) for n in (2, 1)] if splits else [first]
             sizes = [(num_elements(p), self._saved_by(self._moved(p))) for p in pilots]
-            plan = fit_plan(sizes, self._memory_budget, self._device)
+            parameters = self._parameters.tensors.values()
+            own_bytes = sum(p.numel() * p.element_size() for p in parameters)
+            plan = fit_plan(sizes, self._memory_budget, self._device, own_bytes)
             if splits:
                 first = cut(first, 0, max(2, min(PILOT_EXAMPLES, plan.limit(first))))
             self._check(self._moved(first), splits)
@@ -181,7 +255,9 @@ class Passes:
         evaluator = Evaluator(self._model, self._loss, self._parameters)
         counter = SavedBytes(evaluator.tensors)
         with counter.counting():
-            self._evaluate(evaluator, batch).gradients(create_graph=True)
+            evaluation = self._evaluate(evaluator, batch)
+            check_graph(evaluation.terms.weighted)
+            evaluation.gradients(create_graph=True)
         return counter.total
 
     def _check(self, batch: Batch, splits: bool) -> None:
@@ -202,10 +278,15 @@ class Passes:
             halves = [totals_of(part, self._evaluate(evaluator, part).terms) for part in parts]
             check_uncoupled(whole, halves[0] + halves[1], rounding)
 
-    def _first(self) -> Batch:
-        """Return the first batch, with at least two examples where two batches fit together."""
+    def _first(self) -> Batch | None:
+        """Return the first batch, with at least two examples where two batches fit together.
+
+        None if there are no data, which one of many processes may be without.
+        """
         batches = (batch for batch in self._source if num_examples(batch) != 0)
         first = next(batches, None)
+        if first is None and self._processes is not None:
+            return None
         if first is None:
             raise ValueError(EMPTY)
         if self._regroup and num_examples(first) == 1:

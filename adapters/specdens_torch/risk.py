@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor, nn
 
 from specdens_torch.data import DataSource
 from specdens_torch.evaluation import Evaluation, accumulate
-from specdens_torch.guards import Totals
+from specdens_torch.guards import Totals, check_fixed_batches
 from specdens_torch.losses import as_term_loss
 from specdens_torch.parameters import FlatParameters
 from specdens_torch.passes import Passes
+from specdens_torch.processes import Processes, Share, own_model
 from specdens_torch.selection import Selection
 
 DEFAULT_MEMORY_BUDGET = 2**30
@@ -35,12 +37,13 @@ class Risk:
         meaning it has in torch on all data as one batch, ``reduction`` included (``"none"`` is
         read as the mean). Or a function ``loss(outputs, targets)`` that returns one loss per
         example or term (a tensor of any shape but 0-d), or a pair ``(losses, weights)`` of equal
-        shapes with the losses not yet weighted.
+        shapes with the losses not yet weighted, as `next_token_loss` and `token_loss` do. Losses of
+        torch take outputs that carry a tensor as ``logits``, too.
     data : pair, list of pairs, DataLoader, or other iterable
         ``(inputs, targets)``, each a tensor, a tuple or list (positional arguments of the model),
-        or a mapping (its keyword arguments), examples along the first axis. A tuple is one pair;
-        anything else is iterated over, in every pass, and must give the same examples in any
-        order.
+        or a mapping (its keyword arguments), examples along the first axis. A tuple is one pair, a
+        mapping with ``"labels"`` stands for (everything else, labels); anything else is iterated
+        over, in every pass, and must give the same examples in any order.
     parameters : str, module, tensor, or several of these, optional
         The parameters that vary: names, glob patterns, submodules or parameters, frozen or not.
         By default those with ``requires_grad``. See `FlatParameters`.
@@ -60,6 +63,17 @@ class Risk:
         The dtype that products and gradients of the chunks are added up in, ``torch.float64``
         for instance, while the model computes in its own. By default that of the parameters, in
         half precision float32.
+    process_group : ProcessGroup or "world", optional
+        Processes of `torch.distributed` that each hold a part of the data, of any size. All must
+        call the same operations, in which they add up what each finds in its own part: values,
+        gradients and products are those of all data, the same on every process. None means this
+        process alone, whatever the default group is.
+    batch_statistics : bool
+        Whether batch-norm layers in train mode normalize with the mean and variance of each batch
+        that `data` gives, which depend on the parameters and are differentiated. The risk is then
+        that of this fixed split into batches, which are never regrouped; data that shuffle are
+        refused. By default such layers are refused, and ``model.eval()`` makes them use their
+        running statistics, which are constants. Neither changes the running statistics.
 
     Attributes
     ----------
@@ -69,6 +83,8 @@ class Risk:
         Whether the sum of losses is divided by the sum of weights: False for ``reduction="sum"``.
     accumulation_dtype : torch.dtype
         What sums over the data are accumulated in.
+    processes : Processes or None
+        The rank of this process and the number of all, with a process group.
 
     Raises
     ------
@@ -80,7 +96,10 @@ class Risk:
         When the risk is first used: if the model is in a mode in which the risk is not one fixed
         function (batch norm in train mode, dropout), if data or losses differ between two passes,
         if the loss couples the examples of a batch, or if the risk is not finite. Each says what
-        to do.
+        to do. With a process group also if parameters, buffers or settings differ between the
+        processes.
+    RuntimeError
+        If an operation fails on another process, naming it.
 
     Examples
     --------
@@ -105,7 +124,10 @@ class Risk:
         regroup: bool = True,
         weight_decay: float = 0.0,
         accumulate: torch.dtype | None = None,
+        process_group: Any = None,
+        batch_statistics: bool = False,
     ) -> None:
+        model = own_model(model, process_group)
         self.parameters = FlatParameters(model, parameters)
         self.model = model
         self.weight_decay = _checked_decay(weight_decay)
@@ -114,11 +136,26 @@ class Risk:
             msg = f"memory_budget={memory_budget!r} must be a positive number of bytes."
             raise ValueError(msg)
         self.memory_budget = int(memory_budget)
-        self.regroup = bool(regroup)
+        self.batch_statistics = bool(batch_statistics)
+        if self.batch_statistics:
+            check_fixed_batches(data)
+        self.regroup = bool(regroup) and not self.batch_statistics
         self._loss = as_term_loss(loss)
+        self.processes: Processes | None = None
+        if process_group is not None:
+            self.processes = Processes(process_group, self.parameters.space.device)
+            if isinstance(data, list) and not data:
+                data = _NoBatches()  # there are others who have some
         self._source = DataSource(data)
         self.passes = Passes(
-            model, self._loss, self.parameters, self._source, self.memory_budget, self.regroup
+            model,
+            self._loss,
+            self.parameters,
+            self._source,
+            self.memory_budget,
+            self.regroup,
+            self.processes,
+            self.batch_statistics,
         )
 
     def _checked_accumulation(self, dtype: torch.dtype | None) -> torch.dtype:
@@ -146,6 +183,73 @@ class Risk:
         part.passes = self.passes.restricted(part.parameters)
         return part
 
+    def combined(
+        self, operation: str, compute: Callable[[], Share], part: FlatParameters | None = None
+    ) -> Share:
+        """Return what `compute` finds in the data of this process, added up over all processes.
+
+        Parameters
+        ----------
+        operation : str
+            What is done; it must be the same on all processes.
+        compute : callable
+            Passes over the data, without communication.
+        part : FlatParameters, optional
+            The parameters that it is done for, by default all that vary.
+
+        Returns
+        -------
+        Share
+
+        Raises
+        ------
+        ValueError
+            If the processes do different things, or with different models.
+        RuntimeError
+            If `compute` fails on another process.
+        """
+        if self.processes is None:
+            return compute()
+        part = part or self.parameters
+        facts = [
+            f"operation: {operation}",
+            f"loss: {self._loss.name}, {'mean' if self.divides else 'sum'}",
+            f"weight_decay: {self.weight_decay}",
+            f"accumulation: {self.accumulation_dtype}",
+            f"parameters: {', '.join(part.names)}",
+            f"model: {type(self.model).__name__}",
+            f"batch_statistics: {self.batch_statistics}",
+        ]
+        return self.passes.combined(facts, compute)
+
+    def places(self, what: str, count: Callable[[], tuple[int, Totals]]) -> tuple[int, int]:
+        """Return how many of something the processes before this one have, and how many all have.
+
+        Parameters
+        ----------
+        what : str
+            What is counted.
+        count : callable
+            Returns the number of them in the data of this process, and what a pass added up to.
+
+        Returns
+        -------
+        first, number : int
+            Zero and the own number without a process group.
+        """
+        if self.processes is None:
+            return 0, count()[0]
+        rank, size, device = self.processes.rank, self.processes.size, self.parameters.space.device
+
+        def compute() -> Share:
+            number, totals = count()
+            numbers = torch.zeros(size, dtype=torch.int64, device=device)
+            numbers[rank] = number
+            return Share(totals, numbers)
+
+        numbers = self.combined(f"count of {what}", compute).vector
+        return int(numbers[:rank].sum()), int(numbers.sum())
+
     def refresh(self) -> None:
         """Forget what is known about the data and drop kept graphs at the next product.
 
@@ -160,12 +264,21 @@ class Risk:
         num_chunks = self.passes.num_chunks
         if plan is not None and num_chunks is not None:
             kept = "kept" if plan.keeps_graphs else "not kept"
-            chunks = (
-                "1 chunk" if self.passes.num_chunks == 1 else f"{self.passes.num_chunks} chunks"
-            )
-            read = f"{plan.examples:,} examples in {chunks}, graphs {kept} between products"
+            chunks = "1 chunk" if num_chunks == 1 else f"{num_chunks} chunks"
+            here = "" if self.processes is None else " here"
+            read = f"{plan.examples:,} examples{here} in {chunks}, graphs {kept} between products"
+        if self.processes is not None:
+            size = self.processes.size
+            read = f"{size} process{'' if size == 1 else 'es'}, {read}"
         name = type(self.model).__name__
         return f"Risk({name}, {self._loss.name}, {self.parameters.size:,} parameters, {read})"
+
+
+class _NoBatches:
+    """The data of a process that has none."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(())
 
 
 def _checked_decay(weight_decay: float) -> float:
@@ -222,7 +335,7 @@ def risk_value(risk: Risk) -> float:
     >>> risk_value(Risk(model, nn.L1Loss(), (torch.ones(4, 1), torch.zeros(4, 1))))
     3.0
     """
-    totals = risk.passes.sweep()
+    totals = risk.combined("risk_value", lambda: Share(risk.passes.sweep())).totals
     value = totals.value / totals.weight if risk.divides else totals.value
     if risk.weight_decay:
         blocks = risk.parameters.tensors.values()
@@ -267,12 +380,17 @@ def gradient(risk: Risk) -> Tensor:
 
 def summed_gradient(risk: Risk) -> tuple[Tensor, Totals]:
     """Return the gradient of the weighted sum of losses, (n,), and what the data add up to."""
-    space = risk.parameters.space
-    total = torch.zeros(space.dimension, dtype=risk.accumulation_dtype, device=space.device)
-    blocks = list(risk.parameters.unravel(total).values())
 
-    def add(evaluation: Evaluation) -> None:
-        with torch.no_grad():
-            accumulate(blocks, evaluation.gradients(create_graph=False))
+    def compute() -> Share:
+        space = risk.parameters.space
+        total = torch.zeros(space.dimension, dtype=risk.accumulation_dtype, device=space.device)
+        blocks = list(risk.parameters.unravel(total).values())
 
-    return total, risk.passes.sweep(add)
+        def add(evaluation: Evaluation) -> None:
+            with torch.no_grad():
+                accumulate(blocks, evaluation.gradients(create_graph=False))
+
+        return Share(risk.passes.sweep(add), total)
+
+    share = risk.combined("gradient", compute)
+    return share.vector, share.totals

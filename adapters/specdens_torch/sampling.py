@@ -29,8 +29,19 @@ _MOST_ENTRIES = 2**22  # of probabilities in double precision at a time: 32 MiB
 Settings = Mapping[str, Any]
 
 
+class SoftmaxRows(NamedTuple):
+    r"""Logits z whose weighted loss has the Hessian :math:`\kappa (\mathrm{diag}\,p - p p^\top)`.
+
+    p is the softmax of a row of z.
+    """
+
+    logits: Tensor
+    axis: int  # of the classes
+    factor: Tensor  # kappa of every row, of the logits' shape without that axis
+
+
 class Law(NamedTuple):
-    """A predictive distribution, as three pure functions of a model's outputs.
+    """A predictive distribution, as pure functions of a model's outputs.
 
     Uniforms and samples have the examples along the first axis; every term takes equally many
     uniforms, and those of one term lie next to each other. So the numbers at the same place of the
@@ -40,6 +51,7 @@ class Law(NamedTuple):
     draws: Callable[[Any, Any], torch.Size]  # (outputs, targets) -> shape of the uniforms
     sampler: Callable[[Any, Any, Tensor], Tensor]  # (outputs, targets, uniforms) -> sampled
     resampled: Callable[[Any, Any, Tensor], Tensor]  # (outputs, targets, sampled) -> losses
+    softmax: Callable[[Any, Any], SoftmaxRows] | None = None  # of softmax cross-entropy
 
 
 def law_of(name: str, settings: Settings) -> Law | None:
@@ -120,7 +132,22 @@ def _categorical(log_likelihood: Callable[..., Tensor], settings: Settings) -> L
         losses = factor.sqrt() * log_likelihood(logits, sampled, reduction="none")
         return losses if losses.ndim else losses.reshape(1)
 
-    return Law(draws, sampler, resampled)
+    def softmax(outputs: Any, targets: Any) -> SoftmaxRows:
+        logits = _tensor(outputs)
+        factor = _class_factor(logits, targets, settings) * _class_weight(targets, settings)
+        return SoftmaxRows(logits, _class_axis(logits), factor)
+
+    is_softmax = log_likelihood is F.cross_entropy
+    return Law(draws, sampler, resampled, softmax if is_softmax else None)
+
+
+def _class_weight(targets: Tensor, settings: Settings) -> Tensor | float:
+    """Return the weight of every term with a class for its target, whatever for ignored ones."""
+    weight = settings.get("weight")
+    if weight is None or targets.is_floating_point():
+        return 1.0
+    own: Tensor = weight[targets.long().clamp(0, len(weight) - 1)]
+    return own
 
 
 def _class_factor(outputs: Tensor, targets: Tensor, settings: Settings) -> Tensor:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from specdens import Arithmetic, VectorSpace
 from specdens_torch.evaluation import Evaluation, accumulate, twice_differentiable
 from specdens_torch.gauss_newton import loss_gradients
+from specdens_torch.guards import Totals
 from specdens_torch.jacobian import Jacobian
 from specdens_torch.linearized import check_vectors, columns_of
 from specdens_torch.parameters import FlatParameters
+from specdens_torch.processes import Share
 from specdens_torch.risk import Risk, as_risk
 from specdens_torch.selection import Selection, widest
 from specdens_torch.state import Fingerprint
@@ -81,6 +83,7 @@ class TangentKernel(Arithmetic):
         self.risk: Risk = as_risk(risk, loss, data, parameters, options)
         self._kept: _Kept | None = None
         self._space: VectorSpace | None = None
+        self._first = 0  # place of this process's first output among those of all
 
     @property
     def parameters(self) -> FlatParameters:
@@ -91,64 +94,90 @@ class TangentKernel(Arithmetic):
     def space(self) -> VectorSpace:
         """The vectors over all outputs of all examples."""
         if self._space is None:
-            rows, dtypes = 0, set[torch.dtype]()
+            dtypes = set[torch.dtype]()
 
-            def count(evaluation: Evaluation) -> None:
-                nonlocal rows
-                outputs = _outputs(evaluation)
-                rows += sum(o.numel() for o in outputs)
-                dtypes.update(o.dtype for o in outputs)
+            def count() -> tuple[int, Totals]:
+                rows = 0
 
-            self.risk.passes.sweep(count, cuts=True)
-            if not rows:
+                def add(evaluation: Evaluation) -> None:
+                    nonlocal rows
+                    outputs = _outputs(evaluation)
+                    rows += sum(o.numel() for o in outputs)
+                    dtypes.update(o.dtype for o in outputs)
+
+                totals = self.risk.passes.sweep(add, cuts=True)
+                return rows, totals
+
+            self._first, number = self.risk.places("outputs", count)
+            if not number:
                 msg = "the loss depends on no output that the selected parameters change."
                 raise ValueError(msg)
             own = self.parameters.space
-            self._space = VectorSpace(rows, widest(dtypes), own.device, own.backend)
+            # A process without data knows no outputs; they are as wide as the parameters.
+            self._space = VectorSpace(
+                number, widest(dtypes or {own.dtype}), own.device, own.backend
+            )
         return self._space
 
     def release(self) -> None:
         """Free the graphs kept between products; the next product makes them again."""
         self._kept = None
+        self.risk.passes.forget_combined()
 
     def __matmul__(self, x: Tensor, /) -> Tensor:
-        check_vectors(x, self.space)
+        space = self.space
         with twice_differentiable(), torch.no_grad():
-            x = x.detach().clone() if x.is_inference() else x.detach()
-            columns = (x.reshape(-1, 1) if x.ndim == 1 else x).contiguous()
-            inner = torch.zeros(
-                (columns.shape[1], self.parameters.size),
-                dtype=self.risk.accumulation_dtype,
-                device=self.space.device,
-            )
-            place = 0
+            inner = self.risk.combined("transposed Jacobian", lambda: self._gathered(x, space))
+            vectors = inner.vector.to(self.parameters.space.dtype)
+            result = self.risk.combined("Jacobian", lambda: self._spread(vectors, space)).vector
+            result = result.to(x.dtype)
+        return result[0] if x.ndim == 1 else result.t()
 
-            def gather(chunk: _Chunk) -> None:
-                nonlocal place
-                chunk.add_transposed(columns[place : place + chunk.size], self.parameters, inner)
-                place += chunk.size
+    def _gathered(self, x: Tensor, space: VectorSpace) -> Share:
+        """Return the product with the transposed Jacobian, (k, p), of the data of this process."""
+        check_vectors(x, space)
+        x = x.detach().clone() if x.is_inference() else x.detach()
+        rows = (x.reshape(1, -1) if x.ndim == 1 else x.t()).contiguous()
+        total = torch.zeros(
+            (len(rows), self.parameters.size),
+            dtype=self.risk.accumulation_dtype,
+            device=space.device,
+        )
+        place = self._first
 
-            self._visit(gather)
-            inner = inner.to(self.parameters.space.dtype)
-            pieces: list[Tensor] = []
-            self._visit(lambda chunk: pieces.append(chunk.multiplied(self.parameters, inner)))
-            result = torch.cat(pieces).to(x.dtype)
-        return result[:, 0] if x.ndim == 1 else result
+        def visit(chunk: _Chunk) -> None:
+            nonlocal place
+            chunk.add_transposed(rows[:, place : place + chunk.size], self.parameters, total)
+            place += chunk.size
 
-    def _visit(self, visit: Callable[[_Chunk], None]) -> None:
+        return Share(self._visit(visit), total, rows)
+
+    def _spread(self, vectors: Tensor, space: VectorSpace) -> Share:
+        """Return the product with the Jacobian, (k, n C), zero for the data of other processes."""
+        total = vectors.new_zeros(len(vectors), space.dimension, dtype=space.working_dtype)
+        place = self._first
+
+        def visit(chunk: _Chunk) -> None:
+            nonlocal place
+            total[:, place : place + chunk.size] = chunk.multiplied(self.parameters, vectors)
+            place += chunk.size
+
+        return Share(self._visit(visit), total)
+
+    def _visit(self, visit: Callable[[_Chunk], None]) -> Totals:
         """Hand every chunk to `visit`, from the kept graphs or from a pass over the data."""
         passes = self.risk.passes
         fingerprint = passes.fingerprint()
         if self._kept is None or self._kept.fingerprint != fingerprint:
             self._kept = None
             if not passes.plan().keeps_graphs:
-                passes.sweep(lambda e: visit(_Chunk.of(e)), cuts=True)
-                return
+                return passes.sweep(lambda e: visit(_Chunk.of(e)), cuts=True)
             chunks: list[_Chunk] = []
-            passes.sweep(lambda e: chunks.append(_Chunk.of(e)), cuts=True)
-            self._kept = _Kept(fingerprint, chunks)
+            totals = passes.sweep(lambda e: chunks.append(_Chunk.of(e)), cuts=True)
+            self._kept = _Kept(fingerprint, chunks, totals)
         for chunk in self._kept.chunks:
             visit(chunk)
+        return self._kept.totals
 
     def __repr__(self) -> str:
         size = "not known yet" if self._space is None else f"{self._space.dimension:,}"
@@ -159,6 +188,7 @@ class TangentKernel(Arithmetic):
 class _Kept:
     fingerprint: Fingerprint
     chunks: list[_Chunk]
+    totals: Totals
 
 
 def _outputs(evaluation: Evaluation) -> list[Tensor]:
@@ -195,13 +225,13 @@ class _Chunk:
         return sum(row.numel() for row in self.jacobian.rows)
 
     def add_transposed(self, rows: Tensor, parameters: FlatParameters, total: Tensor) -> None:
-        """Add the product of the transposed Jacobian with every column of `rows` to `total`."""
+        """Add the product of the transposed Jacobian with every row, (k, size), to `total`."""
         every, like = range(len(parameters)), self.jacobian.rows
         if not like:
             return
         examples = like[0].shape[0]
         widths = [row.numel() // max(examples, 1) for row in like]
-        for column, target in zip(rows.t(), total, strict=True):
+        for column, target in zip(rows, total, strict=True):
             parts = column.reshape(examples, sum(widths)).split(widths, dim=1)
             cotangents = [
                 part.reshape(row.shape).to(row) for part, row in zip(parts, like, strict=True)
@@ -210,11 +240,11 @@ class _Chunk:
             accumulate(blocks, self.jacobian.transposed(cotangents, every))
 
     def multiplied(self, parameters: FlatParameters, vectors: Tensor) -> Tensor:
-        """Return the product with every row of `vectors` as columns, (size, k)."""
+        """Return the product with every row of `vectors`, (k, size)."""
         every = range(len(parameters))
         columns = []
         for blocks in columns_of(parameters, vectors):
             parts = self.jacobian(blocks, every)
             flat = [part.reshape(len(part), -1).to(vectors.device) for part in parts]
             columns.append(torch.cat(flat, dim=1).flatten() if flat else vectors.new_zeros(0))
-        return torch.stack(columns, dim=1)
+        return torch.stack(columns)
