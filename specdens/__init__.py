@@ -15,7 +15,7 @@ from specdens.measure import Accuracy, SpectralMeasure
 from specdens.operators import Arithmetic, FunctionOperator, aslinearoperator
 from specdens.planning import Plan, plan
 from specdens.polynomial import kpm
-from specdens.probes import ProbeSampler, from_vectors, rademacher, sphere
+from specdens.probes import ProbeSampler, from_vectors, rademacher, sphere, uniforms
 from specdens.saving import load
 from specdens.sharpening import Outliers
 from specdens.smoothing import Chebyshev, Gaussian, Lorentzian, Smoothing
@@ -88,4 +88,5 @@ __all__ = [
     "to_scipy",
     "trace",
     "undamped",
+    "uniforms",
 ]

@@ -43,7 +43,7 @@ PUBLIC = set(
     eigsh energy_in fejer from_vectors inverse jackson kpm kronecker lanczos lanczos_sigma
     laws load logdet low_rank on_backend plan power principal_angles project_out rademacher
     restrict shift slq solve spectral_interval sphere subspace_overlap testing to_scipy
-    trace undamped
+    trace uniforms undamped
     """.split()  # noqa: SIM905
 )
 

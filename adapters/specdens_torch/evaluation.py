@@ -13,6 +13,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 
+from specdens_torch.convolution import CONVOLUTIONS
 from specdens_torch.guards import Totals, check_not_cached, has_weight_norm, written_silently
 from specdens_torch.losses import TermLoss, Terms
 from specdens_torch.outputs import Cut, cut_outputs
@@ -48,26 +49,28 @@ def total_gradient(
 
 
 @contextmanager
-def twice_differentiable() -> Iterator[None]:
-    """Choose what has second derivatives, and leave inference mode.
+def twice_differentiable(model: nn.Module) -> Iterator[None]:
+    """Choose what has right second derivatives, and leave inference mode.
 
-    That is one of the attention kernels, and what `torch.compile` was given in place of what it
-    made. Products are in it too, not only forward passes, for checkpointed layers that run again
-    then.
+    That is one of the attention kernels, what `torch.compile` was given in place of what it made,
+    and replacements for some layers. Products are in it too, not only forward passes, for
+    checkpointed layers that run again then.
     """
     # Importing the compiler takes seconds; who has not done so has compiled nothing.
     compiles = "torch._dynamo" in sys.modules
     eager = torch.compiler.set_stance("force_eager") if compiles else nullcontext()
-    with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH), eager:
+    with torch.inference_mode(False), sdpa_kernel(SDPBackend.MATH), eager, ExitStack() as stack:
+        for context in _replacements(model):
+            stack.enter_context(context)
         yield
 
 
-class _WeightNorm(TorchFunctionMode):
-    """Replaces the fused weight norm, whose second derivative is wrong up to torch 2.13 at least.
+class _Replaced(TorchFunctionMode):
+    """Calls other functions in place of some of torch's own."""
 
-    Its derivative holds the norm that the forward pass saved, and differentiating it takes that for
-    a constant.
-    """
+    def __init__(self, functions: Mapping[Any, Callable[..., Any]]) -> None:
+        super().__init__()
+        self._functions = functions
 
     def __torch_function__(
         self,
@@ -76,13 +79,15 @@ class _WeightNorm(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        kwargs = kwargs or {}
-        return (
-            _weight_norm(*args, **kwargs) if func is torch._weight_norm else func(*args, **kwargs)
-        )
+        return self._functions.get(func, func)(*args, **(kwargs or {}))
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """Normalize without the fused kernel, whose second derivative is wrong up to torch 2.13.
+
+    Its derivative holds the norm that the forward pass saved, and differentiating it takes that for
+    a constant.
+    """
     return v * (g / torch.norm_except_dim(v, 2, dim))
 
 
@@ -97,13 +102,18 @@ def _without_cudnn() -> Iterator[None]:
         torch.backends.cudnn.enabled = before
 
 
-def _replacements(model: nn.Module) -> list[Callable[[], AbstractContextManager[Any]]]:
+def _replacements(model: nn.Module) -> list[AbstractContextManager[Any]]:
     """Return the contexts in which all layers of the model have right second derivatives."""
-    contexts: list[Callable[[], AbstractContextManager[Any]]] = []
+    contexts: list[AbstractContextManager[Any]] = []
+    functions: dict[Any, Callable[..., Any]] = {}
     if has_weight_norm(model):
-        contexts.append(_WeightNorm)
+        functions[torch._weight_norm] = _weight_norm
+    if any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in model.modules()):
+        functions |= CONVOLUTIONS
+    if functions:
+        contexts.append(_Replaced(functions))
     if any(isinstance(module, nn.RNNBase) for module in model.modules()):
-        contexts.append(_without_cudnn)
+        contexts.append(_without_cudnn())
     return contexts
 
 
@@ -128,7 +138,6 @@ class Evaluator:
         self._buffers = dict(model.named_buffers())
         self._copies = {name: buffer.detach().clone() for name, buffer in self._buffers.items()}
         self._versions = {name: copy._version for name, copy in self._copies.items()}
-        self._replacements = _replacements(model)
         self._written = frozenset(written_silently(model))
         parameters.check_unchanged()
         check_not_cached(model)
@@ -148,10 +157,7 @@ class Evaluator:
         self._renew_buffers()
         args, kwargs = _arguments(batch.inputs)
         state = {**self._aliases, **self._copies}
-        with ExitStack() as stack:
-            for replacement in self._replacements:
-                stack.enter_context(replacement())
-            outputs = functional_call(self._model, state, args, kwargs)
+        outputs = functional_call(self._model, state, args, kwargs)
         targets = batch.targets
         logits = logits_of(outputs)
         if logits is not None:  # which a model on several devices returns elsewhere

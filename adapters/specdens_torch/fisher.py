@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
+from specdens import uniforms
 from specdens_torch.evaluation import Evaluation
 from specdens_torch.guards import Totals
 from specdens_torch.jacobian import Jacobian
@@ -17,9 +17,6 @@ from specdens_torch.parameters import FlatParameters
 from specdens_torch.risk import Risk
 from specdens_torch.selection import Selection
 from specdens_torch.state import Fingerprint
-
-_DOMAIN = 1  # word of the counter that keeps these numbers apart from those of the probes
-_PER_BLOCK = 4  # numbers that Philox makes for each value of its counter
 
 
 class Fisher(RiskMatrix):
@@ -158,22 +155,3 @@ class _WeightedOuterProducts:
     def __call__(self, blocks: Sequence[Tensor], chosen: Sequence[int]) -> Sequence[Tensor | None]:
         slopes = self._jacobian(blocks, chosen)
         return self._jacobian.transposed([self._weights * slope for slope in slopes], chosen)
-
-
-def uniforms(seed: int, sample: int, start: int, count: int) -> np.ndarray:
-    """Return `count` uniform numbers in (0, 1) from the place `start` of a stream.
-
-    A number depends on seed, sample and place alone: Philox counts, it has no state to go through.
-
-    Examples
-    --------
-    >>> bool((uniforms(3, 1, 7, 5) == uniforms(3, 1, 0, 12)[7:]).all())
-    True
-    """
-    first, skipped = divmod(start, _PER_BLOCK)
-    key = np.array([seed, sample], dtype=np.uint64)
-    counter = np.array([first, 0, 0, _DOMAIN], dtype=np.uint64)
-    numbers = np.random.Generator(np.random.Philox(key=key, counter=counter)).random(
-        count + skipped
-    )
-    return numbers[skipped:] + 2.0**-54  # halfway to the next, so that none is zero

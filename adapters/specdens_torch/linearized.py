@@ -105,7 +105,7 @@ class RiskMatrix(Arithmetic, ABC):
             columns, targets = columns_of(part, rows), _targets(part, total)
             return Share(self._multiply(columns, targets, chosen), total, rows)
 
-        with twice_differentiable(), torch.no_grad():
+        with twice_differentiable(self.risk.model), torch.no_grad():
             operation = f"product with {type(self).__name__}"
             totals, total, rows = self.risk.combined(operation, compute, part)
             if self.risk.divides:

@@ -20,6 +20,7 @@ from specdens_torch.structures import Batch, num_elements, num_examples
 CPU_CHUNK_BYTES = 20 * 2**20
 ACCELERATOR_CHUNK_BYTES = 512 * 2**20
 PILOT_EXAMPLES = 32
+_PASSES = 8  # over the parameters in a product: read, reordered, written, added
 
 
 class SavedBytes:
@@ -106,8 +107,8 @@ def fit_plan(
 ) -> Plan:
     """Return a plan from the elements and saved bytes of one or two chunks, larger one first.
 
-    Every chunk reads and adds as many bytes as the parameters have in each product; a chunk that is
-    not larger than that spends its time on it (measured on ResNet-18 and a transformer).
+    Every chunk goes through the parameters, the vector and the product several times, however few
+    examples it has. Chunks that save no more bytes than that would spend their time on it.
     """
     elements, saved = sizes[0]
     slope, fixed = saved / elements, 0.0
@@ -115,4 +116,4 @@ def fit_plan(
         slope = max(0.0, (saved - sizes[1][1]) / (elements - sizes[1][0]))
         fixed = max(0.0, saved - slope * elements)
     chunk_bytes = CPU_CHUNK_BYTES if device.type == "cpu" else ACCELERATOR_CHUNK_BYTES
-    return Plan(fixed, slope, memory_budget, max(chunk_bytes, 2 * parameter_bytes))
+    return Plan(fixed, slope, memory_budget, max(chunk_bytes, _PASSES * parameter_bytes))

@@ -319,7 +319,7 @@ class Passes:
     def _undisturbed(self, seed: int) -> Iterator[None]:
         """Evaluate with gradients, whatever mode the caller is in, and leave no trace."""
         preserved = left_as_it_was(self._model, self._devices, self._source.generators, seed)
-        with twice_differentiable(), torch.enable_grad(), preserved:
+        with twice_differentiable(self._model), torch.enable_grad(), preserved:
             yield
 
     def _moved(self, batch: Batch) -> Batch:

@@ -126,7 +126,7 @@ class TangentKernel(Arithmetic):
 
     def __matmul__(self, x: Tensor, /) -> Tensor:
         space = self.space
-        with twice_differentiable(), torch.no_grad():
+        with twice_differentiable(self.risk.model), torch.no_grad():
             inner = self.risk.combined("transposed Jacobian", lambda: self._gathered(x, space))
             vectors = inner.vector.to(self.parameters.space.dtype)
             result = self.risk.combined("Jacobian", lambda: self._spread(vectors, space)).vector

