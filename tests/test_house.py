@@ -9,31 +9,22 @@ from pathlib import Path
 import pytest
 
 import specdens
+import specdens_jax
 import specdens_torch
 
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("specdens/**/*.py"), *ROOT.glob("adapters/**/*.py")])
-ADAPTER = {
-    "Fisher",
-    "FlatParameters",
-    "GaussNewton",
-    "GradientCovariance",
-    "GradientSecondMoment",
-    "Hessian",
-    "Residual",
-    "Risk",
-    "SpectrumHistory",
-    "SpectrumRecord",
-    "SpectrumTracker",
-    "TangentKernel",
-    "gradient",
-    "layerwise",
-    "next_token_loss",
-    "risk_value",
-    "spread_probes",
-    "stability_edge",
-    "token_loss",
-}
+#: Names that both adapters have, and those that only one needs.
+ADAPTERS = set(
+    """
+    Fisher FlatParameters GaussNewton GradientCovariance GradientSecondMoment Hessian Residual
+    Risk TangentKernel gradient layerwise next_token_loss risk_value token_loss
+    """.split()  # noqa: SIM905
+)
+TORCH = set(
+    "SpectrumHistory SpectrumRecord SpectrumTracker spread_probes stability_edge".split()  # noqa: SIM905
+)
+JAX = {"BinaryCrossEntropy", "CrossEntropy", "SquaredError"}
 PUBLIC = set(
     """
     Accuracy Arithmetic Backend Chebyshev Checkpoint EigenResult Estimate FunctionOperator
@@ -89,8 +80,9 @@ def imported(path):
 def test_public_names_are_the_contract():
     assert set(specdens.__all__) == PUBLIC
     assert all(hasattr(specdens, name) for name in PUBLIC)
-    assert set(specdens_torch.__all__) == ADAPTER
-    assert all(hasattr(specdens_torch, name) for name in ADAPTER)
+    for package, own in ((specdens_torch, TORCH), (specdens_jax, JAX)):
+        assert set(package.__all__) == ADAPTERS | own
+        assert all(hasattr(package, name) for name in package.__all__)
 
 
 def test_importing_specdens_imports_no_framework():

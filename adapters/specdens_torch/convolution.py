@@ -66,7 +66,7 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         mask = ctx.needs_input_grad[:2]
-        parts = _Derivative.apply(slopes[0], x, weight, ctx.settings, mask)
+        parts = _Derivative.apply(slopes[0], x, weight, ctx.settings, mask)  # type: ignore[no-untyped-call]
         parts = parts if isinstance(parts, tuple) else (parts,)
         found = iter(parts)
         of_x, of_weight = (next(found) if wanted else None for wanted in mask)
@@ -126,8 +126,8 @@ def _replacement(dimensions: int) -> Callable[..., Tensor]:
         batched = input.ndim == dimensions + 2
         if isinstance(padding, str) or not batched or not input.numel():
             return original(input, weight, bias, stride, padding, dilation, groups)
-        several = (_several(value, dimensions) for value in (stride, padding, dilation))
-        result: Tensor = _Convolution.apply(input, weight, _Settings(*several, groups))
+        a, b, c = (_several(value, dimensions) for value in (stride, padding, dilation))
+        result: Tensor = _Convolution.apply(input, weight, _Settings(a, b, c, groups))  # type: ignore[no-untyped-call]
         if bias is None:
             return result
         return result + bias.reshape(-1, *(1,) * dimensions)

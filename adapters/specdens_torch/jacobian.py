@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
+from specdens_torch.convolution import linear_only
+
 
 class Jacobian:
     r"""The Jacobian :math:`J` of some tensors with respect to leaves, for many products.
@@ -58,7 +60,10 @@ class Jacobian:
         if not edges:
             return [torch.zeros_like(row) for row in self.rows]
         vectors = [block for edge, block in pairs if edge is not None]
-        found = torch.autograd.grad(edges, self.rows, vectors, retain_graph=True, allow_unused=True)
+        with linear_only():
+            found = torch.autograd.grad(
+                edges, self.rows, vectors, retain_graph=True, allow_unused=True
+            )
         return [
             torch.zeros_like(row) if product is None else product
             for row, product in zip(self.rows, found, strict=True)
