@@ -27,11 +27,12 @@ default_role = "py:obj"  # `name` in a docstring links to the name, where there 
 
 # The page of an adapter needs its framework. All others build without.
 public_packages = ["specdens"]
-if find_spec("torch") and find_spec("specdens_torch"):
-    public_packages.append("specdens_torch")
-else:
-    exclude_patterns.append("reference/specdens_torch.*")
-    suppress_warnings = ["toc.excluded"]
+for framework in ("torch", "jax"):
+    if find_spec(framework) and find_spec(f"specdens_{framework}"):
+        public_packages.append(f"specdens_{framework}")
+    else:
+        exclude_patterns.append(f"reference/specdens_{framework}.*")
+        suppress_warnings = ["toc.excluded"]
 
 html_theme = "furo"
 html_title = f"specdens {release}"
