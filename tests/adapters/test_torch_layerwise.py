@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from specdens import kpm, restrict
 from specdens.testing import check_operator
@@ -108,3 +109,26 @@ def test_rows_of_a_weight():
     assert_close(matrix_of(neuron), dense[30:35, 30:35], dense.abs().max())
     with pytest.raises(ValueError, match=r"name='3\.weight'"):
         hessian.parameters.indices("3.weight")
+
+
+def operations(task):
+    with FlopCounterMode(display=False) as counter:
+        task()
+    return counter.get_total_flops()
+
+
+@pytest.mark.parametrize("depth", [2, 8])
+def test_all_blocks_together_cost_less_than_twice_the_whole(depth):
+    torch.manual_seed(0)
+    hidden = [part for _ in range(depth) for part in (nn.Linear(16, 16), nn.Tanh())]
+    model = nn.Sequential(*hidden, nn.Linear(16, 3)).double()
+    data = torch.randn(40, 16, dtype=torch.float64), torch.randint(3, (40,))
+    hessian = Hessian(model, CE, data)
+    x = torch.ones(hessian.space.dimension, dtype=torch.float64)
+    hessian @ x  # records the graphs
+    blocks = layerwise(hessian, by="module")
+    parts = [
+        operations(lambda b=b: b @ torch.ones(b.space.dimension, dtype=torch.float64))
+        for b in blocks.values()
+    ]
+    assert sum(parts) <= 2 * operations(lambda: hessian @ x)
