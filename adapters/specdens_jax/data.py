@@ -25,10 +25,10 @@ class DataSource:
 
     Parameters
     ----------
-    data : pair, list of pairs, or other iterable
-        A tuple of length two is one ``(inputs, targets)`` pair; anything else is iterated over,
-        once in each pass, and must give such pairs. Pairs in a tuple or list are moved to the
-        device once.
+    data : pair, mapping with labels, list of either, or other iterable
+        A tuple of length two is one ``(inputs, targets)`` pair, a mapping with the key ``"labels"``
+        stands for (everything else, labels); anything else is iterated over, once in each pass, and
+        must give such items. A single item and those of a list are copied to the device once.
     batch_size : int, optional
         Most examples at a time; larger batches are cut along their first axis.
 
@@ -37,15 +37,15 @@ class DataSource:
     TypeError
         If `data` cannot be iterated over twice, or does not give pairs.
     ValueError
-        If `data` is an empty list.
+        If `data` is empty, or a batch to be cut has arrays without a common first axis.
     """
 
     def __init__(self, data: Any, batch_size: int | None = None) -> None:
         _check_readable(data)
         self._data, self._batch_size = data, batch_size
-        self.in_memory = isinstance(data, tuple | list)
+        self.in_memory = isinstance(data, tuple | list | Mapping)
         if self.in_memory:
-            pairs = [data] if isinstance(data, tuple) else data
+            pairs = data if isinstance(data, list) else [data]
             read = [as_batch(item, f"item {i} of data") for i, item in enumerate(pairs)]
             self._batches = [part for batch in read for part in self._parts(batch)]
             if not self._batches:
@@ -62,9 +62,17 @@ class DataSource:
         examples = num_examples(batch)
         if examples == 0:
             return
-        if self._batch_size is None or examples is None or examples <= self._batch_size:
+        if self._batch_size is None:
             yield batch
             return
+        if examples is None:
+            shapes = [leaf.shape for leaf in jax.tree.leaves(batch)]
+            msg = (
+                f"batch_size={self._batch_size} cannot cut a batch of arrays of shapes {shapes}; "
+                "give all of them the same first axis, that of the examples, or pass "
+                "batch_size=None and a list of batches."
+            )
+            raise ValueError(msg)
         for start in range(0, examples, self._batch_size):
             yield cut(batch, start, min(examples, start + self._batch_size))
 
@@ -82,7 +90,14 @@ def cut(batch: Batch, start: int, stop: int) -> Batch:
 
 def as_batch(item: Any, what: str) -> Batch:
     """Return `item` as a batch of arrays, or say what an item must be."""
-    if isinstance(item, Mapping) and "labels" in item:
+    if isinstance(item, Mapping):
+        if "labels" not in item:
+            msg = (
+                f"{what} is a {type(item).__qualname__} with the keys "
+                f"{', '.join(map(str, item))} and without labels; put the targets under "
+                '"labels", or pass a pair (inputs, targets).'
+            )
+            raise TypeError(msg)
         item = ({key: value for key, value in item.items() if key != "labels"}, item["labels"])
     if not isinstance(item, tuple | list) or len(item) != 2:
         length = f" of length {len(item)}" if isinstance(item, tuple | list) else ""
@@ -97,11 +112,18 @@ def as_batch(item: Any, what: str) -> Batch:
 def _as_array(leaf: Any) -> jax.Array:
     if isinstance(leaf, jax.Array):
         return leaf
-    array = np.asarray(leaf)  # torch tensors on the host, too
-    if array.dtype == object:
-        msg = f"data hold a {type(leaf).__qualname__}; expected arrays of numbers."
+    if hasattr(leaf, "detach"):  # a torch tensor, which may require gradients
+        leaf = leaf.detach()
+    try:
+        array = np.asarray(leaf)
+    except TypeError:  # NumPy has no such dtype, or the array lies on another device
+        if not hasattr(leaf, "__dlpack__"):
+            raise
+        return jnp.from_dlpack(leaf, copy=True)
+    if array.dtype.kind in "OSUmM":
+        msg = f"data hold a {type(leaf).__qualname__} of {array.dtype}; expected arrays of numbers."
         raise TypeError(msg)
-    return jnp.asarray(array)
+    return jnp.array(array)  # a copy: loaders may write into their arrays again
 
 
 def _check_readable(data: Any) -> None:
@@ -114,7 +136,7 @@ def _check_readable(data: Any) -> None:
     is_iterable = isinstance(data, Iterable) or hasattr(data, "__getitem__")
     if isinstance(data, jax.Array | np.ndarray | str) or not is_iterable:
         msg = (
-            f"data has type {type(data).__qualname__}; expected an (inputs, targets) pair, a list "
-            "of pairs, or another iterable of pairs."
+            f"data has type {type(data).__qualname__}; expected an (inputs, targets) pair, a "
+            "mapping with labels, a list of either, or another iterable of them."
         )
         raise TypeError(msg)

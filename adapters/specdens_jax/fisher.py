@@ -119,14 +119,14 @@ class Fisher(RiskMatrix):
 
     def _draws(self, batch: Batch) -> tuple[int, ...]:
         """Return the shape of one sample's uniform numbers, without computing anything."""
-        risk, found = self.risk, []
+        risk = self.risk
 
-        def look(varying: Leaves, constants: list[Any], batch: Batch) -> None:
+        def look(varying: Leaves, constants: list[Any], batch: Batch) -> jax.Array:
             outputs = risk.predict(risk.parameters.merge(varying, constants), batch.inputs)
-            found.append(risk.loss.draws(outputs, batch.targets))
+            return jnp.zeros(risk.loss.draws(outputs, batch.targets), bool)
 
-        jax.eval_shape(look, risk.varying, risk.constants, batch)
-        return tuple(found[0])
+        traced = risk.kernel("draws", lambda: jax.jit(look))  # once for every shape of a batch
+        return tuple(jax.eval_shape(traced, risk.varying, risk.constants, batch).shape)
 
     def _linearize(
         self, varying: Leaves, constants: list[Any], batch: Batch, operand: Any

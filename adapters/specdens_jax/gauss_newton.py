@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -63,25 +64,47 @@ class GaussNewton(RiskMatrix):
     def _linearize(
         self, varying: Leaves, constants: list[Any], batch: Batch, operand: Any
     ) -> tuple[Linear, jax.Array]:
-        outputs, forward = jax.linearize(self._outputs(constants, batch), varying)
-        backward = jax.linear_transpose(forward, varying)
-        _, curvature, sums = jax.linearize(
-            jax.grad(self._loss(batch), has_aux=True), outputs, has_aux=True
+        outputs, forward, rebuild = jax.linearize(
+            self._outputs(constants, batch), varying, has_aux=True
         )
+        backward = jax.linear_transpose(forward, varying)
+        slopes = jax.grad(self._loss(batch, rebuild), has_aux=True)
+        _, curvature, sums = jax.linearize(slopes, outputs, has_aux=True)
         return lambda leaves: backward(curvature(forward(leaves)))[0], sums
 
     def _outputs(self, constants: list[Any], batch: Batch) -> Any:
-        def outputs(leaves: Leaves) -> Any:
-            return self.risk.predict(self.parameters.merge(leaves, constants), batch.inputs)
+        def outputs(leaves: Leaves) -> tuple[Leaves, Callable[[Leaves], Any]]:
+            params = self.parameters.merge(leaves, constants)
+            return _differentiable(self.risk.predict(params, batch.inputs))
 
         return outputs
 
-    def _loss(self, batch: Batch) -> Any:
-        def value(outputs: Any) -> tuple[jax.Array, jax.Array]:
-            terms = terms_of(self.risk.loss, outputs, batch.targets)
+    def _loss(self, batch: Batch, rebuild: Callable[[Leaves], Any]) -> Any:
+        def value(outputs: Leaves) -> tuple[jax.Array, jax.Array]:
+            terms = terms_of(self.risk.loss, rebuild(outputs), batch.targets)
             return terms.weighted.sum(), statistics(terms)
 
         return value
+
+
+def _differentiable(outputs: Any) -> tuple[Leaves, Callable[[Leaves], Any]]:
+    """Return the real arrays among a model's outputs, and what makes the outputs of them again."""
+    flat: tuple[list[Any], Any] = jax.tree.flatten(outputs)
+    leaves, structure = flat
+    places = [i for i, leaf in enumerate(leaves) if jnp.issubdtype(_dtype(leaf), jnp.inexact)]
+
+    def rebuild(others: list[Any], varying: Leaves) -> Any:
+        merged = list(others)
+        for place, leaf in zip(places, varying, strict=True):
+            merged[place] = leaf
+        return structure.unflatten(merged)
+
+    others = [None if i in places else leaf for i, leaf in enumerate(leaves)]
+    return [leaves[i] for i in places], jax.tree_util.Partial(rebuild, others)
+
+
+def _dtype(leaf: Any) -> Any:
+    return getattr(leaf, "dtype", bool)  # what is not an array is constant
 
 
 class Residual(GaussNewton):
@@ -128,11 +151,12 @@ class Residual(GaussNewton):
         self, varying: Leaves, constants: list[Any], batch: Batch, operand: Any
     ) -> tuple[Linear, jax.Array]:
         outputs = self._outputs(constants, batch)
-        slopes, sums = jax.grad(self._loss(batch), has_aux=True)(outputs(varying))
+        found, rebuild = outputs(varying)
+        slopes, sums = jax.grad(self._loss(batch, rebuild), has_aux=True)(found)
 
         def weighted(leaves: Leaves) -> jax.Array:
-            products = jax.tree.map(lambda f, slope: (f * slope).sum(), outputs(leaves), slopes)
-            return jnp.asarray(sum(jax.tree.leaves(products)))
+            pairs = zip(outputs(leaves)[0], slopes, strict=True)
+            return jnp.asarray(sum((f * slope).sum() for f, slope in pairs))
 
         _, product = jax.linearize(jax.grad(weighted), varying)
         return product, sums

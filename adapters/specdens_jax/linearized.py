@@ -8,11 +8,14 @@ from typing import Any, ClassVar, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import NamedSharding
 
 from specdens import Arithmetic, VectorSpace
+from specdens_jax.accumulation import accumulated, finished
 from specdens_jax.data import Batch, num_examples
 from specdens_jax.parameters import FlatParameters, PyTree, Selection
-from specdens_jax.risk import Leaves, Risk, Totals, accumulated, finished, new_total, placed
+from specdens_jax.risk import Leaves, Risk, Totals, new_total
+from specdens_jax.sharding import automatic, num_parts
 
 # One batch's share of a matrix, not yet divided by the sum of weights: from leaves to leaves.
 Linear: TypeAlias = Callable[[Leaves], Leaves]
@@ -64,13 +67,15 @@ class RiskMatrix(Arithmetic, ABC):
 
     def __matmul__(self, x: jax.Array, /) -> jax.Array:
         check_vectors(x, self.space)
-        rows = placed(x[None] if x.ndim == 1 else x.T, self.risk)
+        x = automatic(x)
+        rows = x[None] if x.ndim == 1 else x.T
+        rows = jax.device_put(rows, self.parameters.rows_layout(len(rows)))
         total, totals = self._multiplied(rows)
         total = finished(total)
         if self.risk.divides:
             total = total / totals.weight
         total = self._completed(total, rows, totals).astype(x.dtype)
-        return total[0] if x.ndim == 1 else total.T
+        return self.parameters.placed(total[0] if x.ndim == 1 else total.T)
 
     def _multiplied(self, rows: jax.Array) -> tuple[Any, Totals]:
         """Return the sum over the data of the products with rows (k, n)."""
@@ -100,8 +105,7 @@ class RiskMatrix(Arithmetic, ABC):
         total: Any,
     ) -> tuple[Any, jax.Array]:
         product, sums = self._linearize(varying, constants, batch, operand)
-        blocks = jax.lax.map(product, self.parameters.blocks(rows))
-        new = self.parameters.rows(blocks, self.risk.accumulation_dtype)
+        new = _by_columns(product, rows, self.parameters, self.risk.accumulation_dtype)
         return accumulated(total, new), sums
 
     def _completed(self, total: jax.Array, rows: jax.Array, totals: Totals) -> jax.Array:
@@ -112,6 +116,27 @@ class RiskMatrix(Arithmetic, ABC):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(n={self.space.dimension:,}, {self.risk!r})"
+
+
+def _by_columns(
+    product: Linear, rows: jax.Array, parameters: FlatParameters, dtype: Any
+) -> jax.Array:
+    """Return the products with rows (k, n), one after the other."""
+    layout = parameters.rows_layout(len(rows))
+    if not isinstance(layout, NamedSharding):
+        return parameters.rows(jax.lax.map(product, parameters.blocks(rows)), dtype)
+
+    def one(row: jax.Array) -> jax.Array:  # no more than one row at a time is whole anywhere
+        blocks = product([block[0] for block in parameters.blocks(row[None])])
+        return parameters.rows([block[None] for block in blocks], dtype)[0]
+
+    axes = layout.spec[0]
+    if axes is None:
+        return jax.lax.map(one, rows)
+    # The rows of one device come one after the other, those of different devices at once.
+    groups = rows.reshape(num_parts(layout, axes), -1, rows.shape[1]).swapaxes(0, 1)
+    new = jax.lax.map(jax.vmap(one, spmd_axis_name=axes), groups)
+    return new.swapaxes(0, 1).reshape(rows.shape)
 
 
 def as_risk(

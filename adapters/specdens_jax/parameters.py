@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
@@ -10,8 +11,10 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
 
 from specdens import VectorSpace, backend_of
+from specdens_jax.sharding import automatic, fitted, of_rows, vector_sharding, whole
 
 PyTree: TypeAlias = Any
 Selection: TypeAlias = str | Iterable[str] | Callable[[str], bool] | None
@@ -23,13 +26,15 @@ class FlatParameters:
     Parameters
     ----------
     params : pytree of arrays
-        What the model takes. Leaves that are not real floating point are constants.
+        What the model takes. Leaves that are not real floating point are constants, and those that
+        are neither arrays nor numbers, such as activation functions, are not even traced.
     parameters : str, sequence of str, or callable, optional
         The leaves that vary: their names (the path, joined by dots), glob patterns over names, the
         name of a subtree, several of these, or a function from names to bool. By default all that
         are real floating point.
     sharding : jax.sharding.Sharding, optional
-        How flat vectors lie on devices, by default on the device of the first leaf.
+        How flat vectors (n, k) lie on devices, by default on the device of the first leaf, and
+        whole on every device of its mesh if it lies on several.
 
     Attributes
     ----------
@@ -46,8 +51,8 @@ class FlatParameters:
     Raises
     ------
     ValueError
-        If a name matches nothing (close names are listed), nothing is selected, or a selected leaf
-        is not real floating point.
+        If a name matches nothing (close names are listed), nothing is selected, a selected leaf is
+        not real floating point, or two leaves have the same name.
     TypeError
         If `parameters` is of another type.
 
@@ -67,9 +72,11 @@ class FlatParameters:
     def __init__(
         self, params: PyTree, parameters: Selection = None, *, sharding: Any = None
     ) -> None:
-        paths, self._structure = jax.tree_util.tree_flatten_with_path(params)
+        paths, structure = jax.tree_util.tree_flatten_with_path(params)
+        self._structure: Any = structure
         every = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
         leaves = [leaf for _, leaf in paths]
+        self._static = {i: leaf for i, leaf in enumerate(leaves) if not _is_number(leaf)}
         chosen = _selected(every, leaves, parameters)
         self._places = [i for i, name in enumerate(every) if name in chosen]
         self.names: tuple[str, ...] = tuple(every[i] for i in self._places)
@@ -86,24 +93,48 @@ class FlatParameters:
         self.size: int = stop
         first = arrays[0]
         dtype = jnp.result_type(*(a.dtype for a in arrays))
-        place = sharding if sharding is not None else first.device
+        place = vector_sharding(first.device if sharding is None else sharding, stop, sharding)
         self.space: VectorSpace = VectorSpace(stop, dtype, place, backend_of(first))
 
     def split(self, params: PyTree) -> tuple[list[jax.Array], list[Any]]:
-        """Return the leaves that vary, as arrays of strong dtypes, and all leaves with holes."""
-        leaves = self._structure.flatten_up_to(params)
-        varying = [
-            jnp.asarray(leaves[i], dtype=dtype)
-            for i, dtype in zip(self._places, self.dtypes.values(), strict=True)
+        """Return the leaves that vary, as arrays of strong dtypes, and all leaves with holes.
+
+        Raises
+        ------
+        ValueError
+            If the structure, a shape, or a leaf that is neither array nor number is another.
+        """
+        leaves = self._leaves(params, "params")
+        for i, static in self._static.items():
+            if leaves[i] is not static and leaves[i] != static:
+                msg = f"params hold {leaves[i]!r}, but {static!r} before; make a new Risk of them."
+                raise ValueError(msg)
+        varying = []
+        for i, name in zip(self._places, self.names, strict=True):
+            if jnp.shape(leaves[i]) != self.shapes[name]:
+                msg = (
+                    f"params have the leaf {name!r} of shape {jnp.shape(leaves[i])}; expected "
+                    f"{self.shapes[name]}, make a new Risk for another model."
+                )
+                raise ValueError(msg)
+            varying.append(self._on_mesh(jnp.asarray(leaves[i], dtype=self.dtypes[name])))
+        holes = {*self._places, *self._static}
+        return varying, [
+            None if i in holes else self._on_mesh(leaf) for i, leaf in enumerate(leaves)
         ]
-        constants = list(leaves)
-        for i in self._places:
-            constants[i] = None
-        return varying, constants
+
+    def _leaves(self, tree: PyTree, what: str) -> list[Any]:
+        try:
+            return self._structure.flatten_up_to(tree)
+        except (ValueError, TypeError) as error:
+            msg = f"{what} must have the structure of the parameters. {error}"
+            raise ValueError(msg) from error
 
     def merge(self, varying: Sequence[jax.Array], constants: Sequence[Any]) -> PyTree:
         """Return the pytree that `split` took apart."""
         leaves = list(constants)
+        for i, leaf in self._static.items():
+            leaves[i] = leaf
         for i, leaf in zip(self._places, varying, strict=True):
             leaves[i] = leaf
         return self._structure.unflatten(leaves)
@@ -126,7 +157,7 @@ class FlatParameters:
         ValueError
             If the structure or a shape does not fit.
         """
-        leaves = self._structure.flatten_up_to(tree)
+        leaves = self._leaves(tree, "tree")
         blocks = [leaves[i] for i in self._places]
         widths = set()
         for name, block in zip(self.names, blocks, strict=True):
@@ -151,7 +182,7 @@ class FlatParameters:
             else jnp.asarray(block, self.space.dtype).reshape(-1, *width)
             for block, part in zip(blocks, self.slices.values(), strict=True)
         ]
-        return jax.device_put(jnp.concatenate(parts), self.space.device)
+        return self.placed(jnp.concatenate(parts))
 
     def unravel(self, x: jax.Array) -> PyTree:
         """Return the pytree of a flat vector.
@@ -193,7 +224,28 @@ class FlatParameters:
 
     def rows(self, blocks: Sequence[jax.Array], dtype: Any) -> jax.Array:
         """Return what `blocks` gives as rows (k, n) again, in `dtype`."""
-        return jnp.concatenate([b.reshape(b.shape[0], -1).astype(dtype) for b in blocks], axis=1)
+        rows = jnp.concatenate([b.reshape(b.shape[0], -1).astype(dtype) for b in blocks], axis=1)
+        layout = self.rows_layout(len(rows))
+        if isinstance(layout, NamedSharding):
+            return jax.lax.with_sharding_constraint(rows, layout)
+        return rows
+
+    def placed(self, x: jax.Array) -> jax.Array:
+        """Return vectors (n,) or (n, k) laid out as those of the space."""
+        return jax.device_put(x, fitted(self.space.device, x.shape))
+
+    def rows_layout(self, count: int) -> Any:
+        """Return how rows (count, n) lie on the devices of the space."""
+        return of_rows(self.space.device, count, self.size)
+
+    def _on_mesh(self, leaf: Any) -> Any:
+        """Return a leaf on the mesh of the vectors: as it lies there, or whole on every device."""
+        device = self.space.device
+        if not isinstance(device, NamedSharding) or not isinstance(leaf, jax.Array):
+            return leaf
+        if leaf.sharding.device_set != device.device_set:
+            return jax.device_put(leaf, whole(device))
+        return automatic(leaf)
 
     def indices(self, name: str) -> np.ndarray:
         """Return the places of one leaf's entries in the flat vector, of its shape.
@@ -232,6 +284,19 @@ class FlatParameters:
 
 def _selected(names: list[str], leaves: list[Any], parameters: Selection) -> set[str]:
     """Return the names of the leaves that vary."""
+    repeated = [name for name, number in Counter(names).items() if number > 1]
+    if repeated:
+        msg = (
+            f"params have several leaves called {repeated[0]!r}; rename keys that hold dots or "
+            "differ only in type."
+        )
+        raise ValueError(msg)
+    if not (parameters is None or callable(parameters) or isinstance(parameters, Iterable)):
+        msg = (
+            f"parameters has type {type(parameters).__qualname__}; expected names, glob patterns "
+            "or one function of names."
+        )
+        raise TypeError(msg)
     dtypes = {
         name: jnp.asarray(leaf).dtype
         for name, leaf in zip(names, leaves, strict=True)
@@ -258,6 +323,10 @@ def _selected(names: list[str], leaves: list[Any], parameters: Selection) -> set
         )
         raise ValueError(msg)
     return chosen
+
+
+def _is_number(leaf: Any) -> bool:
+    return hasattr(leaf, "dtype") or isinstance(leaf, bool | int | float | complex)
 
 
 def _matches(names: list[str], pattern: Any) -> set[str]:

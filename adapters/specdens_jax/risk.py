@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from specdens_jax.accumulation import accumulated, finished
 from specdens_jax.data import EMPTY, Batch, DataSource, cut, num_examples
 from specdens_jax.losses import Terms, terms_of
 from specdens_jax.parameters import FlatParameters, PyTree, Selection
+from specdens_jax.sharding import automatic, fitted
 
 Leaves = list[jax.Array]
 _CHECKED_EXAMPLES = 32
@@ -63,8 +65,9 @@ class Risk:
     batch_size : int, optional
         Most examples at a time; larger batches are cut. Every shape of a batch is compiled once.
     sharding : jax.sharding.Sharding, optional
-        How flat vectors lie on devices, such as ``NamedSharding(mesh, PartitionSpec("x"))`` with n
-        a multiple of the number of shards. Data and `params` keep the shardings they come with.
+        How flat vectors (n, k) lie on devices, such as ``NamedSharding(mesh, PartitionSpec("x"))``
+        with n a multiple of the number of parts, or ``PartitionSpec(None, "x")`` for the columns.
+        Data and `params` keep the shardings they come with.
 
     Attributes
     ----------
@@ -118,17 +121,22 @@ class Risk:
         if not (isinstance(weight_decay, int | float) and 0 <= weight_decay < math.inf):
             msg = f"weight_decay={weight_decay!r} must be a finite number, zero or positive."
             raise ValueError(msg)
-        if batch_size is not None and (not isinstance(batch_size, int) or batch_size < 1):
+        whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
+        if batch_size is not None and not (whole and batch_size >= 1):
             msg = f"batch_size={batch_size!r} must be a positive number of examples, or None."
             raise ValueError(msg)
-        self.predict, self.loss = predict, loss
+        self.predict = predict
+        self.loss: Any = loss
         self.divides, self.weight_decay = reduction == "mean", float(weight_decay)
         self.parameters = FlatParameters(params, parameters, sharding=sharding)
         self._accumulate = accumulate
         self.accumulation_dtype, self.compensated = self._checked_accumulation(accumulate)
         self.batch_size = batch_size
+        if isinstance(data, tuple | list | Mapping):
+            data = jax.tree.map(automatic, data)
         self._source = DataSource(data, batch_size)
         self._first_pass: Totals | None = None
+        self._checked = False
         self._kernels: dict[Any, Callable[..., Any]] = {}
         self.varying, self.constants = self.parameters.split(params)
 
@@ -137,7 +145,10 @@ class Risk:
         own = space.working_dtype
         if accumulate is None or accumulate == "compensated":
             return own, accumulate is not None
-        dtype = jnp.dtype(accumulate)
+        try:
+            dtype = jnp.dtype(accumulate)
+        except TypeError:
+            dtype = jnp.dtype(bool)  # refused below
         available = jax.dtypes.canonicalize_dtype(dtype) == dtype
         if not available or jnp.promote_types(dtype, own) != dtype:
             hint = "" if available else " (switch jax_enable_x64 on)"
@@ -166,13 +177,15 @@ class Risk:
         """
         other = copy.copy(self)
         other.varying, other.constants = self.parameters.split(params)
-        other._first_pass = None
+        other._first_pass, other._checked = None, False
         return other
 
     def restricted(self, parameters: Selection) -> Risk:
         """Return the same risk with fewer parameters that vary."""
         other, params = copy.copy(self), self.params
-        other.parameters = FlatParameters(params, parameters)
+        other.parameters = own = FlatParameters(params, parameters)
+        device = fitted(self.parameters.space.device, (own.size,))
+        other.parameters = FlatParameters(params, parameters, sharding=device)
         other.varying, other.constants = other.parameters.split(params)
         other._kernels = {}
         return other
@@ -184,8 +197,9 @@ class Risk:
 
     def batches(self) -> Iterator[Batch]:
         """Yield the batches of one pass; the first pass checks the risk."""
-        if self._first_pass is None:
+        if not self._checked:
             self._check()
+            self._checked = True
         yield from self._source
 
     def added_up(self, sums: list[jax.Array], examples: int) -> Totals:
@@ -258,40 +272,9 @@ def statistics(terms: Terms) -> jax.Array:
 
 def new_total(risk: Risk, rows: int) -> Any:
     """Return zeros to add rows (k, n) to, with a second array for their rounding if asked for."""
-    shape = (rows, risk.parameters.size)
-    zeros = [placed(jnp.zeros(shape, risk.accumulation_dtype), risk)]
-    if risk.compensated:
-        zeros.append(placed(jnp.zeros(shape, risk.accumulation_dtype), risk))
-    return tuple(zeros)
-
-
-def placed(rows: jax.Array, risk: Risk) -> jax.Array:
-    """Return rows (k, n) with their second axis laid out as the vectors of the risk's space."""
-    device = risk.parameters.space.device
-    if isinstance(device, jax.sharding.NamedSharding):
-        spec = jax.sharding.PartitionSpec(None, *device.spec)
-        return jax.device_put(rows, jax.sharding.NamedSharding(device.mesh, spec))
-    return jax.device_put(rows, device)
-
-
-def accumulated(total: Any, rows: jax.Array) -> Any:
-    """Add rows to a total, with their rounding error if the total has a place for it.
-
-    The error of a sum of two numbers is a number of the same precision (Knuth 1997, 4.2.2, theorem
-    B); barriers keep the compiler from simplifying it to zero.
-    """
-    if len(total) == 1:
-        return (total[0] + rows,)
-    old, error = total
-    new = jax.lax.optimization_barrier(old + rows)
-    part = jax.lax.optimization_barrier(new - old)
-    rest = jax.lax.optimization_barrier(new - part)
-    return new, error + ((old - rest) + (rows - part))
-
-
-def finished(total: Any) -> jax.Array:
-    """Return the sum of a total."""
-    return total[0] if len(total) == 1 else total[0] + total[1]
+    layout = risk.parameters.rows_layout(rows)
+    shape, dtype = (rows, risk.parameters.size), risk.accumulation_dtype
+    return tuple(jnp.zeros(shape, dtype, device=layout) for _ in range(1 + risk.compensated))
 
 
 def _check_finite(totals: Totals, divides: bool) -> None:
@@ -387,7 +370,7 @@ def gradient(risk: Risk) -> jax.Array:
     if risk.weight_decay:
         own = risk.parameters.rows([leaf[None] for leaf in risk.varying], total.dtype)[0]
         total = total + risk.weight_decay * own
-    return total.astype(risk.parameters.space.dtype)
+    return risk.parameters.placed(total.astype(risk.parameters.space.dtype))
 
 
 def summed_gradient(risk: Risk) -> tuple[jax.Array, Totals]:

@@ -9,10 +9,12 @@ import jax
 import jax.numpy as jnp
 
 from specdens import Arithmetic, VectorSpace
+from specdens_jax.accumulation import accumulated, finished
 from specdens_jax.data import Batch, num_examples
 from specdens_jax.linearized import as_risk, check_vectors
 from specdens_jax.parameters import FlatParameters, PyTree, Selection
-from specdens_jax.risk import Leaves, Risk, accumulated, finished, new_total
+from specdens_jax.risk import Leaves, Risk, new_total
+from specdens_jax.sharding import automatic, fitted
 
 
 class TangentKernel(Arithmetic):
@@ -81,19 +83,23 @@ class TangentKernel(Arithmetic):
         if self._space is None:
             rows, dtypes = 0, set()
             for batch in self.risk.batches():
-                found = jax.eval_shape(self._outputs, self.risk.varying, self.risk.constants, batch)
+                found = self._outline(batch)
                 rows += found.size
                 dtypes.add(found.dtype)
             own = self.parameters.space
-            self._space = VectorSpace(rows, jnp.result_type(*dtypes), own.device, own.backend)
+            self._space = VectorSpace(
+                rows, jnp.result_type(*dtypes), fitted(own.device, (rows,)), own.backend
+            )
         return self._space
 
     def __matmul__(self, x: jax.Array, /) -> jax.Array:
         check_vectors(x, self.space)
+        x = automatic(x)
         rows = x[None] if x.ndim == 1 else x.T
         inner = finished(self._gathered(rows)).astype(self.parameters.space.dtype)
         result = jnp.concatenate(self._spread(inner), axis=1).astype(x.dtype)
-        return result[0] if x.ndim == 1 else result.T
+        result = result[0] if x.ndim == 1 else result.T
+        return jax.device_put(result, fitted(self.space.device, result.shape))
 
     def _gathered(self, rows: jax.Array) -> Any:
         """Return the product of rows (k, n C) with the transposed Jacobian, (k, p)."""
@@ -101,7 +107,7 @@ class TangentKernel(Arithmetic):
         kernel = risk.kernel("transposed", lambda: jax.jit(self._add, donate_argnums=4))
         total, place = new_total(risk, len(rows)), 0
         for batch in risk.batches():
-            size = jax.eval_shape(self._outputs, risk.varying, risk.constants, batch).size
+            size = self._outline(batch).size
             part = rows[:, place : place + size]
             total = kernel(risk.varying, risk.constants, batch, part, total)
             place += size
@@ -112,12 +118,20 @@ class TangentKernel(Arithmetic):
         kernel = risk.kernel("forward", lambda: jax.jit(self._forward))
         return [kernel(risk.varying, risk.constants, batch, inner) for batch in risk.batches()]
 
+    def _outline(self, batch: Batch) -> Any:
+        """Return shape and dtype of a batch's outputs; traced once for every shape of a batch."""
+        risk = self.risk
+        traced = risk.kernel("outputs", lambda: jax.jit(self._outputs))
+        return jax.eval_shape(traced, risk.varying, risk.constants, batch)
+
     def _outputs(self, varying: Leaves, constants: list[Any], batch: Batch) -> jax.Array:
         """Return all outputs of a batch in a row, those of the first example first."""
         risk, examples = self.risk, num_examples(batch)
         outputs = risk.predict(risk.parameters.merge(varying, constants), batch.inputs)
         leaves = [
-            leaf for leaf in jax.tree.leaves(outputs) if jnp.issubdtype(leaf.dtype, jnp.floating)
+            leaf
+            for leaf in jax.tree.leaves(outputs)
+            if hasattr(leaf, "dtype") and jnp.issubdtype(leaf.dtype, jnp.floating)
         ]
         axes = {leaf.shape[:1] for leaf in leaves}
         if len(axes) != 1 or () in axes or (examples is not None and axes != {(examples,)}):

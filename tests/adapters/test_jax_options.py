@@ -1,0 +1,140 @@
+"""Options of risks of JAX functions: sums, data that change, restriction, and what is refused."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from specdens_jax import (
+    CrossEntropy,
+    Fisher,
+    GradientSecondMoment,
+    Hessian,
+    Risk,
+    SquaredError,
+)
+
+
+@pytest.fixture(autouse=True)
+def doubles():
+    with jax.enable_x64(True):
+        yield
+
+
+def numbers(*shape, seed=0):
+    return jnp.asarray(np.random.default_rng(seed).normal(size=shape))
+
+
+FLAT, LABELS = numbers(7, 4, seed=1), jnp.asarray([0, 2, 1, 1, 0, 2, 2])
+PERCEPTRON = {"w": numbers(4, 3), "b": numbers(3, seed=2), "v": numbers(3, 3, seed=4)}
+
+
+def mlp(params, inputs):
+    return jnp.tanh(inputs @ params["w"] + params["b"]) @ params["v"]
+
+
+def risk_of(**options):
+    return Risk(mlp, CrossEntropy(), PERCEPTRON, (FLAT, LABELS), batch_size=3, **options)
+
+
+def whole(operator):
+    return np.asarray(operator @ jnp.eye(operator.space.dimension, dtype=operator.space.dtype))
+
+
+@pytest.mark.parametrize("x64", [True, False])
+def test_compensated_sums_beat_plain_ones(x64):
+    """1500 batches of one example in float32, against float64 throughout."""
+    count = 1500
+    inputs = np.random.default_rng(0).normal(size=(count, 2)).astype(np.float32) + 1
+    exact = 2 * inputs.astype(np.float64).T @ inputs.astype(np.float64) / count
+    errors = {}
+    with jax.enable_x64(x64):
+        data = [(x[None], np.zeros(1, np.float32)) for x in inputs]
+        options = (None, "compensated", "float64") if x64 else (None, "compensated")
+        for accumulate in options:
+            risk = Risk(lambda w, x: x @ w, SquaredError(), jnp.zeros(2, jnp.float32), data,
+                        accumulate=accumulate)  # fmt: skip
+            errors[accumulate] = np.abs(whole(Hessian(risk)) - exact).max() / exact.max()
+        if not x64:
+            with pytest.raises(ValueError, match="switch jax_enable_x64 on"):
+                Risk(mlp, SquaredError(), jnp.zeros(2), data, accumulate="float64")
+    assert errors["compensated"] < 1e-7
+    assert errors[None] > 2 * errors["compensated"]
+    if x64:
+        assert errors["float64"] < 1e-7
+
+
+class Shifting:
+    """Data that are not the same in the second pass."""
+
+    def __init__(self, change):
+        self.change, self.passes = change, 0
+
+    def __iter__(self):
+        self.passes += 1
+        return iter(self.change(self.passes))
+
+
+CHANGES = {
+    "noise": lambda n: [(FLAT + 0.1 * (n > 2), LABELS)],
+    "fewer": lambda n: [(FLAT[: 7 - (n > 2)], LABELS[: 7 - (n > 2)])],
+    "order": lambda n: [(FLAT[:: (-1) ** n], LABELS[:: (-1) ** n])],  # allowed
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_data_that_change_between_passes(change):
+    hessian = Hessian(Risk(mlp, CrossEntropy(), PERCEPTRON, Shifting(CHANGES[change])))
+    first = whole(hessian)  # one pass looks at the first batch, one multiplies
+    if change == "order":
+        np.testing.assert_allclose(whole(hessian), first, rtol=1e-11, atol=1e-14)
+        return
+    with pytest.raises(ValueError, match="data differ between two passes: 7 examples"):
+        whole(hessian)
+
+
+def test_restricted_risks():
+    risk = risk_of(weight_decay=0.1)
+    matrix, part = whole(Hessian(risk)), risk.parameters.slices["v"]
+    np.testing.assert_allclose(
+        whole(Hessian(risk.restricted("v"))), matrix[part, part], rtol=1e-12, atol=1e-14
+    )
+    assert risk.restricted("v").parameters.names == ("v",)
+
+
+REFUSED = [
+    ({"predict": None}, TypeError, "predict has type NoneType"),
+    ({"loss": "mse"}, TypeError, "loss has type str"),
+    ({"reduction": "none"}, ValueError, "reduction='none' must be"),
+    ({"weight_decay": -1.0}, ValueError, "weight_decay=-1.0 must be"),
+    ({"weight_decay": float("nan")}, ValueError, "weight_decay=nan must be"),
+    ({"batch_size": 0}, ValueError, "batch_size=0 must be"),
+    ({"batch_size": True}, ValueError, "batch_size=True must be"),
+    ({"accumulate": "float32"}, ValueError, "accumulate='float32' must be"),
+    ({"accumulate": "double double"}, ValueError, "accumulate='double double' must be"),
+]
+
+
+@pytest.mark.parametrize(("options", "error", "match"), REFUSED)
+def test_arguments_that_are_refused(options, error, match):
+    given = {"predict": mlp, "loss": CrossEntropy(), "params": PERCEPTRON, "data": (FLAT, LABELS)}
+    with pytest.raises(error, match=match):
+        Risk(**(given | options))
+
+
+def test_arguments_of_matrices_that_are_refused():
+    risk = risk_of()
+    with pytest.raises(TypeError, match="either a Risk or"):
+        Hessian(risk, CrossEntropy())
+    with pytest.raises(TypeError, match="without loss and data"):
+        GradientSecondMoment(mlp)
+    with pytest.raises(ValueError, match="num_samples=0 must be"):
+        Fisher(risk, num_samples=0)
+    with pytest.raises(ValueError, match="seed=-1 must be"):
+        Fisher(risk, seed=-1)
+    with pytest.raises(ValueError, match="no methods draws"):
+        Fisher(mlp, lambda f, y: f[:, 0], PERCEPTRON, (FLAT, LABELS))
+    with pytest.raises(ValueError, match="params have the leaf 'b' of shape"):
+        risk.at(PERCEPTRON | {"b": jnp.ones(4)})
