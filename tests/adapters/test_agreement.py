@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -84,13 +86,17 @@ LOSSES = {
 }
 
 
-def risks(loss, activation="tanh", **options):
+@functools.cache
+def risks(loss, activation="tanh", weight_decay=0.1):
     """The same risk in both, the data split differently."""
+    options = {"weight_decay": weight_decay}
     torch_loss, jax_loss, reduction, kind = LOSSES[loss]
     torch_activation, jax_activation = ACTIVATIONS[activation]
     model, (inputs, targets) = mlp(torch_activation), data_of(kind)
     in_torch = specdens_torch.Risk(model, torch_loss, ragged(inputs, targets, 3), **options)
-    batches = [(of_torch(x), of_torch(y)) for x, y in ragged(inputs, targets, 7)]
+    # Two shapes, since each is compiled: 5, 5 and 1 examples.
+    parts = zip(inputs.split(5), targets.split(5), strict=True)
+    batches = [(of_torch(x), of_torch(y)) for x, y in parts]
     in_jax = specdens_jax.Risk(
         perceptron(jax_activation), jax_loss, params_of(model), batches,
         reduction=reduction, **options,
@@ -103,11 +109,12 @@ def assert_same(here, there, rtol=1e-10):
     np.testing.assert_allclose(here, there, rtol=rtol, atol=rtol * np.abs(there).max())
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize(
+    ("loss", "activation"), [*((loss, "tanh") for loss in LOSSES), ("cross entropy", "relu")]
+)
 @pytest.mark.parametrize("name", MATRICES)
 def test_matrices_are_the_same(name, loss, activation):
-    in_torch, in_jax = risks(loss, activation, weight_decay=0.1)
+    in_torch, in_jax = risks(loss, activation)
     options = {"num_samples": 3, "seed": 5} if name == "Fisher" else {}
     here = getattr(specdens_torch, name)(in_torch, **options)
     there = getattr(specdens_jax, name)(in_jax, **options)
@@ -117,7 +124,7 @@ def test_matrices_are_the_same(name, loss, activation):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_values_gradients_and_kernels_are_the_same(loss):
-    in_torch, in_jax = risks(loss, weight_decay=0.3)
+    in_torch, in_jax = risks(loss)
     assert specdens_jax.risk_value(in_jax) == pytest.approx(
         specdens_torch.risk_value(in_torch), rel=1e-12
     )
@@ -151,7 +158,7 @@ def test_spectra_are_the_same(name, estimator):
 
 
 def test_torch_is_right():
-    _, in_jax = risks("cross entropy")
+    _, in_jax = risks("cross entropy", weight_decay=0.0)
     inputs, labels = data_of("labels")
     expected = gauss_newton(mlp(), nn.CrossEntropyLoss(), inputs, labels)
     assert_same(specdens_jax.GaussNewton(in_jax) @ jnp.eye(43), expected)

@@ -150,7 +150,9 @@ class Dense:
         }[name]()
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    "model", [m if m == "mlp" else pytest.param(m, marks=pytest.mark.slow) for m in MODELS]
+)
 def test_matrices_against_dense_derivatives(model):
     risk, dense = risk_of(model), Dense(model)
     for name in MATRICES:
@@ -195,6 +197,7 @@ def test_blocks_of_a_relu_layer_vanish_in_the_residual():
         assert np.abs(whole(block)).max() < 1e-14
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in MATRICES if name != "TangentKernel"])
 def test_layers_are_diagonal_blocks(name):
     operator = MATRICES[name](risk_of("mlp", weight_decay=0.2))
@@ -284,6 +287,7 @@ def test_nothing_is_traced_twice(name):
         jax.monitoring.unregister_event_duration_listener(listen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MATRICES)
 def test_other_parameters_compile_nothing(name):
     predict = Counted()
@@ -319,6 +323,7 @@ def test_a_product_that_is_not_finite_stops_a_run():
         slq(Hessian(risk), num_probes=1, num_steps=2, progress=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MATRICES)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_lower_precision(name, dtype):

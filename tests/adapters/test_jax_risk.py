@@ -296,6 +296,7 @@ def test_data_that_are_refused(name):
         risk_value(Risk(classify, CrossEntropy(), PARAMS, make(), batch_size=4))
 
 
+@pytest.mark.slow
 def test_ragged_splits_agree():
     rng = np.random.default_rng(0)
     x = numbers(15, 2, seed=9)
