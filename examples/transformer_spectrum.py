@@ -11,7 +11,7 @@ al. 2024, Why Transformers Need Adam, arXiv:2402.16788).
     pip install ".[examples]"
     python examples/transformer_spectrum.py
 
-About ten minutes on two cores, in less than 6 GB of memory. ``--quick`` is a smaller run of the
+About five minutes on two cores, in less than 3 GB of memory. ``--quick`` is a smaller run of the
 same; ``--per-layer`` adds the blocks of every single layer, which takes about as long again.
 """
 
