@@ -20,7 +20,9 @@ from specdens_torch.structures import Batch, num_elements, num_examples
 CPU_CHUNK_BYTES = 20 * 2**20
 ACCELERATOR_CHUNK_BYTES = 512 * 2**20
 PILOT_EXAMPLES = 32
-_PASSES = 8  # over the parameters in a product: read, reordered, written, added
+# Least bytes of a chunk over those of the parameters. Timed on ResNet-18 (45 MB of parameters): a
+# Hessian took 1.2 times as long in chunks of 100 MiB as in one of 290 MiB.
+_PASSES = 8
 
 
 class SavedBytes:
