@@ -43,6 +43,8 @@ def home(array):
         array = array.to_device(importlib.import_module("array_api_strict").Device("CPU_DEVICE"))
     elif module.startswith("cupy"):
         array = array.get()
+    elif module == "torch":
+        array = array.cpu()
     return np.asarray(array)
 
 

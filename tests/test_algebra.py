@@ -41,6 +41,8 @@ def assert_acts_like(operator, matrix, library):
         block = block * (1 + 2j)
     for x in (block[:, 0], block):
         there = move(np.ascontiguousarray(x), library)
+        if library == "torch":  # an operator that came from CuPy has its vectors there
+            there = there.to(space.device)
         y = operator @ there
         assert type(y) is type(there)
         assert device_of(y) == device_of(there)

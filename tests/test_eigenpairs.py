@@ -197,6 +197,13 @@ def test_all_columns_of_an_approximate_start_are_used():
     assert cold.converged.all()
 
 
+def test_the_columns_of_a_start_are_multiplied_before_anything_else():
+    values = spiked_spectrum(1000, 8)
+    start = np.eye(1000)[:, -8:] + 1e-4 * np.random.default_rng(0).standard_normal((1000, 8))
+    result = eigsh(np.diag(values), 8, start=start, max_products=8)
+    np.testing.assert_allclose(result.eigenvalues, values[-8:], atol=1e-4)
+
+
 @pytest.mark.parametrize("columns", [slice(0, 3), slice(20, 21), slice(10, 40)])
 def test_a_misleading_start_does_no_harm(columns):
     matrix = dense_case("outliers")

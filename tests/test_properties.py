@@ -187,7 +187,9 @@ def test_moments_of_every_probe_do_not_depend_on_the_block(values, seed, block_s
 @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=4)
 @given(values=spectra(5, 30), seed=seeds)
 def test_moments_do_not_depend_on_the_library(library, values, seed):
-    matrix, steps = dense(values / _size(values)), _steps(values)
+    # The mass of an eigenvalue is only as certain as rounding compared with its nearest neighbor.
+    values = np.round(values / _size(values), 5)
+    matrix, steps = dense(values), _steps(values)
     options = {"num_probes": 3, "num_steps": steps, "seed": seed}
     for kept in (True, False):
         here = slq(move(matrix, library), reorthogonalize=kept, **options)

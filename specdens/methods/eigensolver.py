@@ -153,6 +153,7 @@ class Eigensolver:
         self.locked = self.locked_residuals = np.zeros(0)
         self.targets: Targets | None = None
         self.num_products = self.num_random = self.num_visible = 0
+        self.num_given = 0  # vectors to start from that still wait
         self.has_guests, self.may_hide, self.is_stuck = False, True, False
 
     def solve(self, start: Array | None) -> None:
@@ -160,7 +161,7 @@ class Eigensolver:
         if start is None:
             self.add_random()
         else:
-            self.state = append(self.state, start)
+            self.give(start)
         self.run(np.inf)
         while self.num_products < self.max_products and not self.is_whole:
             targets = self.open_targets()
@@ -179,13 +180,19 @@ class Eigensolver:
             elif not (self.chosen(self.union()[0]) >= known).any():
                 return
 
+    def give(self, vectors: Array) -> None:
+        """Have the run multiply `vectors` before anything else."""
+        self.state = append(self.state, vectors)
+        self.num_given = self.state.num_pending
+
     def polish(self) -> None:
         """Start again from the best vectors, none of them locked."""
         vectors = self.best()[1]
         empty = Decomposition.empty(self.A.space, int(self.state.basis.shape[0]))
-        self.state = append(replace(empty, norm=self.state.norm), vectors)
+        self.state = replace(empty, norm=self.state.norm)
         self.locked = self.locked_residuals = np.zeros(0)
         self.targets, self.has_guests = None, False
+        self.give(vectors)
         self.run(np.inf)
 
     def search(self, targets: list[tuple[int, float]]) -> None:
@@ -255,13 +262,23 @@ class Eigensolver:
             if self.targets is not None:
                 self.targets = self.targets.after_restart(self.state, pairs, kept)
             self.state = restart(self.state, pairs.vectors[:, kept])
-        elif self.state.num_pending > self.block_size and self.targets is None and len(wanted):
+        elif self.may_steer and len(wanted):
             self.state = steer(self.state, pairs.coupling[:, wanted])
+        self.num_given = max(0, self.num_given - count)
         self.state = expand(self.A, self.state, count)
         if self.targets is not None:
             self.targets = self.targets.after_step(self.state.size)
         self.num_products += count
         self.bar.update(count)
+
+    @property
+    def may_steer(self) -> bool:
+        """Whether the next product is free to go where the wanted residuals are largest."""
+        return (
+            self.state.num_pending > self.block_size
+            and self.targets is None
+            and self.num_given == 0
+        )
 
     @property
     def is_whole(self) -> bool:

@@ -93,7 +93,7 @@ def test_products_are_counted_bounded_and_saved_by_the_last_eigenvectors() -> No
     first = tracker.measure(0)
     assert first.num_products == counted.columns == 12
     assert not first.converged.all()  # what the budget did not suffice for says so
-    for step in range(1, 13):  # and is taken up again
+    for step in range(1, 25):  # and is taken up again
         counted.columns = 0
         record = tracker.measure(step)
         assert record.num_products == counted.columns <= 12

@@ -29,7 +29,9 @@ def texts(words=WORDS):
 
 def peak_bytes(task):
     """Return the most bytes that `task` held at a time beyond what there was before."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+    with profile(
+        activities=[ProfilerActivity.CPU], profile_memory=True, acc_events=True
+    ) as profiler:
         task()
     events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
     held = most = 0
