@@ -91,9 +91,9 @@ def eigsh(
         False where it has not: no error, but fewer pairs if there have been fewer products than
         pairs. By default ten times n, and at least 500.
     start : array of shape (n,) or (n, j), optional
-        Approximate eigenvectors, on the host or on the operator's device. They are multiplied before
-        anything else, so that not even a run whose products run out knows less than they do. None
-        starts from random vectors.
+        Approximate eigenvectors, on the host or on the operator's device. They are multiplied
+        before anything else, so that not even a run whose products run out knows less than they
+        do. None starts from random vectors.
     seed : int
         Of the random vectors.
     block_size : int, optional

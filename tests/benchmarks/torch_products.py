@@ -139,9 +139,23 @@ def full_gradient(problem: Problem) -> None:
                 block.add_(gradient, alpha=1 / len(problem.batches))
 
 
-def seconds(task: Callable[[], Any]) -> float:
+def moved(problem: Problem, device: str) -> Problem:
+    batches = [(inputs.to(device), targets.to(device)) for inputs, targets in problem.batches]
+    return problem._replace(model=problem.model.to(device), batches=batches)
+
+
+def wait(problem: Problem) -> None:
+    """Wait for what a graphics processor has been told to do."""
+    device = problem.batches[0][0].device
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(task: Callable[[], Any], problem: Problem) -> float:
+    wait(problem)
     start = time.perf_counter()
     task()
+    wait(problem)
     return time.perf_counter() - start
 
 
@@ -161,21 +175,20 @@ def measure_contender(
 ) -> Tensor:
     """Time the products of one library with `x`, and return the first."""
     multiply = contender.operator(problem, timing.kind)
-    start = time.perf_counter()
-    result = multiply(x)
-    timing.first_seconds = time.perf_counter() - start
+    results: list[Tensor] = []
+    timing.first_seconds = seconds(lambda: results.append(multiply(x)), problem)
     for _ in range(repeats):
-        gradients = [seconds(lambda: full_gradient(problem)) for _ in range(3)]
-        timing.seconds.append(seconds(lambda: multiply(x)))
-        gradients += [seconds(lambda: full_gradient(problem)) for _ in range(3)]
+        gradients = [seconds(lambda: full_gradient(problem), problem) for _ in range(3)]
+        timing.seconds.append(seconds(lambda: multiply(x), problem))
+        gradients += [seconds(lambda: full_gradient(problem), problem) for _ in range(3)]
         timing.gradient_seconds.append(statistics.median(gradients))
-    return result.detach()
+    return results[0].detach()
 
 
 def measure_problem(problem: Problem, args: argparse.Namespace) -> list[Timing]:
     """Time all contenders on one network, one after the other in every repeat."""
     generator = torch.Generator().manual_seed(1)
-    x = torch.randn(problem.num_parameters, args.columns, generator=generator)
+    x = torch.randn(problem.num_parameters, args.columns, generator=generator).to(args.device)
     timings = []
     for kind in KINDS:
         for contender in (OURS, *installed_rivals()):
@@ -231,6 +244,13 @@ def notes(args: argparse.Namespace) -> list[str]:
     ]
 
 
+def graphics(device: str) -> dict[str, str]:
+    """Return what a graphics processor is called, nothing for the CPU."""
+    if not device.startswith("cuda"):
+        return {}
+    return {"graphics_processor": torch.cuda.get_device_name(device)}
+
+
 def report(timings: list[Timing], args: argparse.Namespace) -> dict[str, Any]:
     rows = [
         vars(t)
@@ -244,7 +264,7 @@ def report(timings: list[Timing], args: argparse.Namespace) -> dict[str, Any]:
     names = ["curvlinops-for-pytorch", "hessian-eigenthings", "torch", "transformers"]
     return {
         "benchmark": "products with Hessian and Gauss-Newton matrices, cross-entropy, float32",
-        "machine": machine() | {"torch_threads": torch.get_num_threads()},
+        "machine": machine() | {"torch_threads": torch.get_num_threads()} | graphics(args.device),
         "versions": versions(names),
         "settings": settings,
         "notes": notes(args),
@@ -256,7 +276,8 @@ def report(timings: list[Timing], args: argparse.Namespace) -> dict[str, Any]:
 def print_report(result: dict[str, Any]) -> None:
     print(f"\n{result['benchmark']}")
     where = result["machine"]
-    print(f"{where['processor']}, {where['torch_threads']} threads\n")
+    print(f"{where['processor']}, {where['torch_threads']} threads")
+    print(f"{where.get('graphics_processor', 'no graphics processor')}\n")
     print(f"{'network':<11}{'matrix':<13}{'library':<21}{'ms/product':>11}{'ms/gradient':>13}"
           f"{'gradients/product':>19}{'first, s':>10}{'difference':>12}")  # fmt: skip
     for row in result["results"]:
@@ -279,13 +300,14 @@ def main() -> None:
     parser.add_argument("--problems", nargs="+", choices=list(PROBLEMS), default=list(PROBLEMS))
     parser.add_argument("--columns", type=int, default=10, help="columns of a product of specdens")
     parser.add_argument("--rival-columns", type=int, default=10, help="columns of the rivals")
+    parser.add_argument("--device", default="cpu", help="where models, data and vectors are")
     parser.add_argument("--repeats", type=int, default=5, help="medians are reported")
     default = Path(__file__).parent / "results" / "torch_products.json"
     parser.add_argument("--output", type=Path, default=default, help="JSON file to write")
     args = parser.parse_args()
     timings = []
     for name in args.problems:
-        timings += measure_problem(PROBLEMS[name](), args)
+        timings += measure_problem(moved(PROBLEMS[name](), args.device), args)
     result = report(timings, args)
     write(result, args.output)
     print_report(result)
