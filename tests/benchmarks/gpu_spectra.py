@@ -18,7 +18,6 @@ import cupy
 import cupyx.scipy.sparse
 import numpy as np
 import scipy.sparse
-import torch
 from networks import perceptron
 from reporting import machine, versions, write
 from torch import nn
@@ -99,9 +98,11 @@ def measured(args: argparse.Namespace) -> list[dict[str, Any]]:
                         "difference": float(np.abs(moments / reference - 1).max()),
                     }
                 )
+                how = "basis kept" if kept else "no basis"
+                last = rows[-1]
                 print(
-                    f"{problem:<24}{place:<7}{'basis kept' if kept else 'no basis':<12}"
-                    f"{rows[-1]['median']:>9.3f} s   moments differ by {rows[-1]['difference']:.1e}",
+                    f"{problem:<24}{place:<7}{how:<12}{last['median']:>9.3f} s   "
+                    f"moments differ by {last['difference']:.1e}",
                     flush=True,
                 )
     return rows
