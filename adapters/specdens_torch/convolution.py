@@ -66,6 +66,8 @@ class _Convolution(torch.autograd.Function):
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         mask = ctx.needs_input_grad[:2]
+        if not torch.is_grad_enabled():
+            return *_derivatives(slopes[0], x, weight, ctx.settings, mask), None
         parts = _Derivative.apply(slopes[0], x, weight, ctx.settings, mask)  # type: ignore[no-untyped-call]
         parts = parts if isinstance(parts, tuple) else (parts,)
         found = iter(parts)

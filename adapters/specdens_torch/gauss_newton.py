@@ -96,11 +96,8 @@ class SoftmaxCurvature:
         """Return the products with tensors like the logits."""
         products = []
         for block in blocks:  # which may be a view of a vector of the caller's
-            product = block * self._probabilities
-            sums = product.sum(self._axis, keepdim=True)
-            products.append(
-                product.addcmul_(self._probabilities, sums, value=-1).mul_(self._factor)
-            )
+            means = (block * self._probabilities).sum(self._axis, keepdim=True)
+            products.append((block - means).mul_(self._probabilities).mul_(self._factor))
         return products
 
 

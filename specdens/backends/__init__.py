@@ -56,6 +56,10 @@ class Backend:
         x``.
     session : callable
         Returns a context in which memory may be kept from one step of a run to the next.
+    coarse : bool
+        Whether starting an operation takes longer than sweeping a few million numbers, and adding
+        up long columns leaves most of the processor idle: then operations are few and large, and
+        columns are added up by products with ones.
     fast : mapping
         Faster forms of functions of `specdens.methods.columns`, by name and with the same
         positional arguments, and of products with sparse matrices in compressed rows. They return
@@ -68,6 +72,7 @@ class Backend:
     to_numpy: Callable[[Array], np.ndarray]
     jit: Callable[[Any], Any] = no_jit
     session: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext
+    coarse: bool = False
     fast: Mapping[str, Callable[..., Any]] = field(default_factory=dict, hash=False)
 
     def __repr__(self) -> str:

@@ -17,4 +17,6 @@ def _from_numpy(array: np.ndarray, dtype: Any, device: Any) -> cupy.ndarray:
         return cupy.asarray(array, dtype=dtype)
 
 
-BACKEND = Backend(name="cupy", xp=xp, from_numpy=_from_numpy, to_numpy=cupy.asnumpy)
+# Measured on an H100: adding up ten columns of a million takes 0.13 ms by a product with ones and
+# 6.3 ms by `sum`, a step of Lanczos on them in sixteen blocks of rows 12 ms.
+BACKEND = Backend(name="cupy", xp=xp, from_numpy=_from_numpy, to_numpy=cupy.asnumpy, coarse=True)

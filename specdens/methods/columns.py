@@ -17,49 +17,65 @@ import array_api_extra as xpx
 from specdens.backends import Array, Backend, DType
 
 
-def row_blocks(x: Array, num_elements: int = 2**15) -> Iterator[slice]:
+def row_blocks(x: Array, num_elements: int = 2**15, *, coarse: bool = False) -> Iterator[slice]:
     """Yield slices of at most 16 blocks of rows, each of `num_elements` at least.
 
-    Arrays that only a compiler can update (JAX) come whole.
+    Few and large ones if `coarse`. Arrays that only a compiler can update (JAX) come whole.
     """
     n, p = x.shape
-    rows = max(n // 16 + 1, num_elements // p) if compat.is_writeable_array(x) else n
+    least = max(num_elements, 2**22) if coarse else num_elements
+    rows = max(n // 16 + 1, least // p) if compat.is_writeable_array(x) else n
     for start in range(0, n, rows):
         yield slice(start, min(start + rows, n))
 
 
 def three_term(
-    product: Array, q: Array, q_prev: Array, beta: Array, *, wide: DType, overwrite: bool = False
+    product: Array,
+    q: Array,
+    q_prev: Array,
+    beta: Array,
+    *,
+    wide: DType,
+    overwrite: bool = False,
+    coarse: bool = False,
 ) -> Any:
     """Return w = A q - beta q_prev and alpha = Re <q, w>, per column.
 
     With `overwrite` in the memory of the product, where that is possible.
     """
     w, alpha = (product if overwrite else q_prev * (-beta)), 0
-    for rows in row_blocks(q):
+    for rows in row_blocks(q, coarse=coarse):
         change = q_prev[rows, :] * (-beta) if overwrite else product[rows, :]
         w = xpx.at(w)[rows, :].add(change)
-        alpha += _dot(q[rows, :], w[rows, :], wide)
+        alpha += _dot(q[rows, :], w[rows, :], wide, coarse=coarse)
     return w, alpha
 
 
-def subtract(w: Array, q: Array, alpha: Array, *, wide: DType) -> Any:
+def subtract(w: Array, q: Array, alpha: Array, *, wide: DType, coarse: bool = False) -> Any:
     """Return w - alpha q, in place where that is possible, and its norm, per column."""
     squared: Any = 0
-    for rows in row_blocks(q):
+    for rows in row_blocks(q, coarse=coarse):
         w = xpx.at(w)[rows, :].subtract(alpha * q[rows, :])
-        squared += _dot(w[rows, :], w[rows, :], wide)
+        squared += _dot(w[rows, :], w[rows, :], wide, coarse=coarse)
     return w, squared**0.5
 
 
-def chebyshev(product: Array, t: Array, t_prev: Array, coefficients: Array, *, wide: DType) -> Any:
+def chebyshev(
+    product: Array,
+    t: Array,
+    t_prev: Array,
+    coefficients: Array,
+    *,
+    wide: DType,
+    coarse: bool = False,
+) -> Any:
     """Return w = a A t + b t + c t_prev with (a, b, c) given, <w, t> and <w, w>, per column."""
     w, cross, square = t_prev * coefficients[2], 0, 0
-    for rows in row_blocks(t):
+    for rows in row_blocks(t, coarse=coarse):
         part = coefficients[0] * product[rows, :] + coefficients[1] * t[rows, :]
         w = xpx.at(w)[rows, :].add(part)
-        cross += _dot(w[rows, :], t[rows, :], wide)
-        square += _dot(w[rows, :], w[rows, :], wide)
+        cross += _dot(w[rows, :], t[rows, :], wide, coarse=coarse)
+        square += _dot(w[rows, :], w[rows, :], wide, coarse=coarse)
     return w, cross, square
 
 
@@ -69,17 +85,19 @@ def scale(w: Array, factors: Array) -> Array:
     return w
 
 
-def sketch(q: Array, signs: Array, *, size: int) -> Array:
+def sketch(q: Array, signs: Array, *, size: int, coarse: bool = False) -> Array:
     """Return (size, p): sums of every column's signed entries over the residue classes of rows."""
     xp = compat.array_namespace(q)
     n, p = q.shape
     whole = n // size * size
     total = xp.zeros((size, p), dtype=q.dtype, device=compat.device(q))
-    step = max(size, (n // 16 + 1) // size * size) if compat.is_writeable_array(q) else whole
+    least = max(n // 16 + 1, 2**22 // p if coarse else size)
+    step = max(size, least // size * size) if compat.is_writeable_array(q) else whole
     for start in range(0, whole, step):
         stop = min(start + step, whole)
         signed = xp.astype(signs[start:stop, None], q.dtype) * q[start:stop, :]
-        total += xp.sum(xp.reshape(signed, ((stop - start) // size, size, p)), axis=0)
+        groups = xp.reshape(signed, ((stop - start) // size, size * p))
+        total += xp.reshape(_column_sums(groups, coarse=coarse), (size, p))
     if whole < n:
         tail = xp.astype(signs[whole:, None], q.dtype) * q[whole:, :]
         total = xpx.at(total)[: n - whole, :].add(tail)
@@ -90,11 +108,11 @@ def sketch(q: Array, signs: Array, *, size: int) -> Array:
 # end, several times faster than (n, p) ones.
 
 
-def inner(x: Array, y: Array, *, wide: DType) -> Array:
+def inner(x: Array, y: Array, *, wide: DType, coarse: bool = False) -> Array:
     """Return the Gram matrix <x_i, y_j> (p, p) of vectors in rows, accumulated in `wide`."""
     xp = compat.array_namespace(x, y)
     total: Any = 0
-    for part in row_blocks(xp.permute_dims(x, (1, 0))):
+    for part in row_blocks(xp.permute_dims(x, (1, 0)), coarse=coarse):
         left = xp.astype(x[:, part], wide, copy=False)
         right = left if y is x else xp.astype(y[:, part], wide, copy=False)
         total += xp.matmul(_conj(left, xp), xp.permute_dims(right, (1, 0)))
@@ -107,21 +125,21 @@ def combine(x: Array, coefficients: Array) -> Array:
     return xp.matmul(xp.permute_dims(coefficients, (1, 0)), x)
 
 
-def transform(x: Array, coefficients: Array) -> Array:
+def transform(x: Array, coefficients: Array, *, coarse: bool = False) -> Array:
     """Return the rows of C^T X, in place where that is possible."""
     xp = compat.array_namespace(x)
     mixing = xp.permute_dims(coefficients, (1, 0))
-    for part in row_blocks(xp.permute_dims(x, (1, 0)), num_elements=2**18):
+    for part in row_blocks(xp.permute_dims(x, (1, 0)), num_elements=2**18, coarse=coarse):
         x = xpx.at(x)[:, part].set(xp.matmul(mixing, x[:, part]))
     return x
 
 
-def take(w: Array, q: Array, coefficients: Array) -> Array:
+def take(w: Array, q: Array, coefficients: Array, *, coarse: bool = False) -> Array:
     """Return the rows of W - C^T Q, in place where that is possible."""
     xp = compat.array_namespace(w)
     mixing = xp.permute_dims(coefficients, (1, 0))
     # In pieces: a temporary array of full size would cost as much as the product.
-    for part in row_blocks(xp.permute_dims(w, (1, 0)), num_elements=2**18):
+    for part in row_blocks(xp.permute_dims(w, (1, 0)), num_elements=2**18, coarse=coarse):
         w = xpx.at(w)[:, part].subtract(xp.matmul(mixing, q[:, part]))
     return w
 
@@ -140,13 +158,22 @@ def _conj(x: Array, xp: Any) -> Array:
     return xp.conj(x) if xp.isdtype(x.dtype, "complex floating") else x
 
 
-def _dot(x: Array, y: Array, wide: DType) -> Array:
+def _dot(x: Array, y: Array, wide: DType, *, coarse: bool) -> Array:
     """Return Re <x_j, y_j> of every column j, multiplied and added in `wide`."""
     xp = compat.array_namespace(x, y)
     x, y = (xp.astype(v, wide, copy=False) for v in (x, y))
     if xp.isdtype(wide, "complex floating"):
-        return xp.sum(xp.real(xp.conj(x) * y), axis=0)
-    return xp.sum(x * y, axis=0)
+        return _column_sums(xp.real(xp.conj(x) * y), coarse=coarse)
+    return _column_sums(x * y, coarse=coarse)
+
+
+def _column_sums(x: Array, *, coarse: bool) -> Array:
+    """Return the sums (p,) of the columns, by a product with ones if `coarse`."""
+    xp = compat.array_namespace(x)
+    if not coarse:
+        return xp.sum(x, axis=0)
+    ones = xp.ones((1, x.shape[0]), dtype=x.dtype, device=compat.device(x))
+    return xp.matmul(ones, x)[0, :]
 
 
 @dataclass(frozen=True)
@@ -168,16 +195,17 @@ class Kernels:
 @lru_cache
 def kernels(backend: Backend, wide: DType) -> Kernels:
     """Return the column arithmetic of a library, compiled once."""
-    fastest_take = _best(backend, take)
+    coarse = {"coarse": backend.coarse}
+    fastest_take = _best(backend, take, **coarse)
     return Kernels(
-        three_term=_best(backend, three_term, wide=wide),
-        three_term_into=_best(backend, three_term, wide=wide, overwrite=True),
-        chebyshev=_best(backend, chebyshev, wide=wide),
-        subtract=_best(backend, subtract, wide=wide),
-        inner=_best(backend, inner, wide=wide),
+        three_term=_best(backend, three_term, wide=wide, **coarse),
+        three_term_into=_best(backend, three_term, wide=wide, overwrite=True, **coarse),
+        chebyshev=_best(backend, chebyshev, wide=wide, **coarse),
+        subtract=_best(backend, subtract, wide=wide, **coarse),
+        inner=_best(backend, inner, wide=wide, **coarse),
         scale=_best(backend, scale),
         combine=_best(backend, combine),
-        transform=_best(backend, transform),
+        transform=_best(backend, transform, **coarse),
         take=fastest_take,
         remove=_best(backend, remove, take=fastest_take),
     )
@@ -186,7 +214,8 @@ def kernels(backend: Backend, wide: DType) -> Kernels:
 @lru_cache
 def sketcher(backend: Backend, size: int) -> Any:
     """Return `sketch` for one size, compiled once."""
-    generic, fast = backend.jit(partial(sketch, size=size)), backend.fast.get("sketch")
+    generic = backend.jit(partial(sketch, size=size, coarse=backend.coarse))
+    fast = backend.fast.get("sketch")
     return generic if fast is None else _either(partial(fast, size=size), generic)
 
 

@@ -16,7 +16,8 @@ LABELS = np.random.default_rng(1).integers(2, size=6)
 
 @pytest.fixture(autouse=True)
 def singles():
-    with jax.enable_x64(False):
+    # Graphics processors multiply float32 matrices with ten bits of each number unless told not to.
+    with jax.enable_x64(False), jax.default_matmul_precision("highest"):
         yield
 
 
