@@ -10,6 +10,7 @@ from scipy.linalg import eigvalsh_tridiagonal
 
 from specdens.backends import Array, dtype_name
 from specdens.driver import progress_bar
+from specdens.html import eigenpairs_html
 from specdens.methods.eigensolver import MISS, Eigensolver, Goal, component_density, least_tol
 from specdens.methods.lanczos import Lanczos, check_finite
 from specdens.operators import aslinearoperator
@@ -54,6 +55,9 @@ class EigenResult:
             f"num_products={self.num_products})"
         )
 
+    def _repr_html_(self) -> str:
+        return eigenpairs_html(self)
+
 
 def eigsh(
     A: LinearOperator | Array,  # noqa: N803
@@ -91,9 +95,10 @@ def eigsh(
         False where it has not: no error, but fewer pairs if there have been fewer products than
         pairs. By default ten times n, and at least 500.
     start : array of shape (n,) or (n, j), optional
-        Approximate eigenvectors, on the host or on the operator's device. They are multiplied
-        before anything else, so that not even a run whose products run out knows less than they
-        do. None starts from random vectors.
+        Approximate eigenvectors, on the host or on the operator's device: a run begins with their
+        sum. They are multiplied one by one if they have nearly converged or if `max_products` is at
+        most four times their number: then no run knows less than they do. None starts from random
+        vectors.
     seed : int
         Of the random vectors.
     block_size : int, optional

@@ -153,7 +153,7 @@ class Eigensolver:
         self.locked = self.locked_residuals = np.zeros(0)
         self.targets: Targets | None = None
         self.num_products = self.num_random = self.num_visible = 0
-        self.num_given = 0  # vectors to start from that still wait
+        self.num_given, self.is_testing = 0, False  # vectors to start from that still wait
         self.has_guests, self.may_hide, self.is_stuck = False, True, False
 
     def solve(self, start: Array | None) -> None:
@@ -181,9 +181,17 @@ class Eigensolver:
                 return
 
     def give(self, vectors: Array) -> None:
-        """Have the run multiply `vectors` before anything else."""
+        """Have the run begin with the sum of `vectors`, then multiply all of them if that pays.
+
+        It does if they have nearly converged, as the first product tells, or if products are few.
+        Otherwise the Krylov space of the sum is as good.
+        """
         self.state = append(self.state, vectors)
-        self.num_given = self.state.num_pending
+        count = self.state.num_pending
+        if count > 1:
+            self.state = steer(self.state, np.ones((count, 1)))
+        is_short = self.max_products - self.num_products <= 4 * count
+        self.num_given, self.is_testing = count, count > 1 and not is_short
 
     def polish(self) -> None:
         """Start again from the best vectors, none of them locked."""
@@ -264,8 +272,12 @@ class Eigensolver:
             self.state = restart(self.state, pairs.vectors[:, kept])
         elif self.may_steer and len(wanted):
             self.state = steer(self.state, pairs.coupling[:, wanted])
-        self.num_given = max(0, self.num_given - count)
+        before = self.state.size
         self.state = expand(self.A, self.state, count)
+        self.num_given = max(0, self.num_given - count)
+        if self.is_testing and np.linalg.norm(self.state.matrix[before:]) > 2 * self.threshold:
+            self.num_given = 0
+        self.is_testing = False
         if self.targets is not None:
             self.targets = self.targets.after_step(self.state.size)
         self.num_products += count
@@ -274,11 +286,8 @@ class Eigensolver:
     @property
     def may_steer(self) -> bool:
         """Whether the next product is free to go where the wanted residuals are largest."""
-        return (
-            self.state.num_pending > self.block_size
-            and self.targets is None
-            and self.num_given == 0
-        )
+        many = self.state.num_pending > self.block_size
+        return many and self.targets is None and not self.num_given
 
     @property
     def is_whole(self) -> bool:
