@@ -1,6 +1,6 @@
 """Spectra of huge Hermitian operators known only through their products, with their uncertainty."""
 
-from specdens import laws, testing
+from specdens import certificates, hierarchy, kronecker_structure, laws, testing
 from specdens.adaptive import density
 from specdens.algebra import low_rank, on_backend, project_out, restrict, shift, to_scipy
 from specdens.backends import Backend, backend_of
@@ -53,6 +53,7 @@ __all__ = [
     "aslinearoperator",
     "backend_of",
     "block_diagonal",
+    "certificates",
     "checkpoint_every",
     "congruence",
     "density",
@@ -61,10 +62,12 @@ __all__ = [
     "energy_in",
     "fejer",
     "from_vectors",
+    "hierarchy",
     "inverse",
     "jackson",
     "kpm",
     "kronecker",
+    "kronecker_structure",
     "lanczos",
     "lanczos_sigma",
     "laws",

@@ -30,6 +30,9 @@ class Estimate(NamedTuple):
         places = max(1, digits + int(np.floor(np.log10(max(abs(value), stderr)))) + 1)
         return f"{value:.{places}g} ± {stderr:.2g}"
 
+    def __repr__(self) -> str:
+        return str(self) if np.ndim(self.value) else f"Estimate({self})"
+
 
 def over_probes(samples: np.ndarray) -> Estimate:
     """Return mean and standard error over the first axis (p, ...)."""

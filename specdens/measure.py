@@ -392,3 +392,8 @@ class SpectralMeasure:
             f"{len(self.outliers)} eigenvalues resolved\n"
             f"  trace {self.trace()}, smoothing {self.smoothing}"
         )
+
+    def _repr_html_(self) -> str:
+        from specdens.html import measure_html
+
+        return measure_html(self)

@@ -69,6 +69,12 @@ class Outliers:
     def __len__(self) -> int:
         return len(self.eigenvalues)
 
+    def __repr__(self) -> str:
+        values = np.array2string(self.eigenvalues, precision=6, threshold=8, edgeitems=3)
+        return (
+            f"Outliers({len(self)} eigenvalues {values}, within {self.bounds.max(initial=0):.1g})"
+        )
+
     def join(self, other: Outliers) -> Outliers:
         """Return the eigenvalues of both, ascending."""
         order = np.argsort(np.concatenate([self.eigenvalues, other.eigenvalues]), kind="stable")

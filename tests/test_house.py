@@ -17,12 +17,16 @@ SOURCES = sorted([*ROOT.glob("specdens/**/*.py"), *ROOT.glob("adapters/**/*.py")
 #: Names that both adapters have, and those that only one needs.
 ADAPTERS = set(
     """
-    Fisher FlatParameters GaussNewton GradientCovariance GradientSecondMoment Hessian Residual
-    Risk TangentKernel gradient layerwise next_token_loss risk_value token_loss
+    ClassStructure CorrectedKronecker Fisher FlatParameters GaussNewton GaussianPosterior
+    GradientCovariance GradientSecondMoment Hessian KroneckerFactors LinePath Residual Risk
+    TangentKernel along_line gradient layerwise next_token_loss pac_bayes risk_value token_loss
     """.split()  # noqa: SIM905
 )
 TORCH = set(
-    "SpectrumHistory SpectrumRecord SpectrumTracker spread_probes stability_edge".split()  # noqa: SIM905
+    """
+    LayerStructure SpectrumHistory SpectrumRecord SpectrumTracker population_statistics
+    spread_probes stability_edge
+    """.split()  # noqa: SIM905
 )
 JAX = {"BinaryCrossEntropy", "CrossEntropy", "SquaredError"}
 PUBLIC = set(
@@ -30,10 +34,10 @@ PUBLIC = set(
     Accuracy Arithmetic Backend Chebyshev Checkpoint EigenResult Estimate FunctionOperator
     Gaussian LinearOperator LorentzDamping Lorentzian Outliers Plan ProbeSampler Progress
     RunState Smoothing Solution SpectralMeasure VectorSpace __version__ apply_function
-    aslinearoperator backend_of block_diagonal checkpoint_every congruence density diagonal
-    eigsh energy_in fejer from_vectors inverse jackson kpm kronecker lanczos lanczos_sigma
-    laws load logdet low_rank on_backend plan power principal_angles project_out rademacher
-    restrict shift slq solve spectral_interval sphere subspace_overlap testing to_scipy
+    aslinearoperator backend_of block_diagonal certificates checkpoint_every congruence density
+    diagonal eigsh energy_in fejer from_vectors hierarchy inverse jackson kpm kronecker
+    kronecker_structure lanczos lanczos_sigma laws load logdet low_rank on_backend plan power
+    principal_angles project_out rademacher restrict shift slq solve spectral_interval sphere subspace_overlap testing to_scipy
     trace uniforms undamped
     """.split()  # noqa: SIM905
 )
@@ -46,12 +50,14 @@ LAYERS = [
     {"operators"},
     {"algebra", "probes", "structured"},
     {"methods"},
-    {"solvers", "subspaces", "driver", "deflation"},
+    {"solvers", "subspaces", "driver", "deflation", "kronecker_structure"},
     {"checkpoint"},
     {"runs"},
     {"estimators", "functions", "eigenpairs"},
     {"krylov_aware", "polynomial", "adaptive", "planning"},
     {"traces"},
+    {"selftest"},
+    {"__main__"},
 ]
 #: The same for what knows NumPy only; `bands` and whatever builds measures may use these.
 HOST_ONLY = [
@@ -60,10 +66,11 @@ HOST_ONLY = [
     {"interpolation"},
     {"interpretation"},
     {"measure"},
-    {"saving", "plotting", "laws"},
+    {"saving", "plotting", "html", "laws", "gram", "certificates"},
+    {"hierarchy"},
 ]
 #: Imported when first needed, by methods of `SpectralMeasure`.
-LATE = {"plotting", "saving"}
+LATE = {"plotting", "saving", "html"}
 
 
 def imported(path):

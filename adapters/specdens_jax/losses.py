@@ -103,9 +103,10 @@ class CrossEntropy:
         logits = logits_of(outputs)
         log_p = jax.nn.log_softmax(logits, axis=-1)
         losses = -jnp.take_along_axis(log_p, sampled[..., None], axis=-1)[..., 0]
-        return losses * jnp.sqrt(self._factor(logits, jnp.asarray(targets)))
+        return losses * jnp.sqrt(self.curvature_factor(logits, jnp.asarray(targets)))
 
-    def _factor(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
+    def curvature_factor(self, logits: jax.Array, targets: jax.Array) -> jax.Array:
+        """Return k of every term whose Hessian in its logits is k (diag p - p p^T)."""
         smoothing, own = self.label_smoothing, self._class_weights(logits)
         if jnp.issubdtype(targets.dtype, jnp.floating):
             mixed = (1 - smoothing) * targets + smoothing / logits.shape[-1]

@@ -34,7 +34,7 @@ class DataSource:
     """
 
     def __init__(self, data: Any) -> None:
-        self._data = data
+        self.data = data
         _check_readable(data)
         # In memory the batches are known without reading, and their tensors tell when they change.
         self.in_memory = isinstance(data, tuple | list | Mapping)
@@ -42,10 +42,10 @@ class DataSource:
             raise ValueError(EMPTY)
 
     def __iter__(self) -> Iterator[Batch]:
-        if isinstance(self._data, tuple | Mapping):
-            yield as_batch(self._data, "data")
+        if isinstance(self.data, tuple | Mapping):
+            yield as_batch(self.data, "data")
             return
-        for number, item in enumerate(self._data):
+        for number, item in enumerate(self.data):
             yield as_batch(item, f"item {number} of data")
 
     @property
@@ -53,13 +53,13 @@ class DataSource:
         """The tensors in memory that the batches are made of, as far as they are known."""
         if self.in_memory:
             return list(chain.from_iterable(tensors_in(batch) for batch in self))
-        dataset = getattr(self._data, "dataset", None)
+        dataset = getattr(self.data, "dataset", None)
         return list(tensors_in(getattr(dataset, "tensors", ())))
 
     @property
     def generators(self) -> list[torch.Generator]:
         """The random generators that the order of the batches depends on."""
-        holders = [self._data, getattr(self._data, "sampler", None)]
+        holders = [self.data, getattr(self.data, "sampler", None)]
         found = [getattr(holder, "generator", None) for holder in holders]
         unique = {id(g): g for g in found if isinstance(g, torch.Generator)}
         return list(unique.values())

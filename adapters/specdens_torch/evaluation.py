@@ -155,7 +155,7 @@ class Evaluator:
     def __call__(self, batch: Batch) -> Evaluation:
         """Evaluate one chunk; gradients are recorded if they are enabled."""
         self._renew_buffers()
-        args, kwargs = _arguments(batch.inputs)
+        args, kwargs = arguments_of(batch.inputs)
         state = {**self._aliases, **self._copies}
         outputs = functional_call(self._model, state, args, kwargs)
         targets = batch.targets
@@ -177,7 +177,7 @@ class Evaluator:
                 self._versions[name] = renewed._version
 
 
-def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def arguments_of(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     if isinstance(inputs, Mapping):
         return (), dict(inputs)
     # The default collate function turns the tuples of a data set into lists.

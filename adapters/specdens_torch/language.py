@@ -60,7 +60,7 @@ def next_token_loss(outputs: Any, labels: Any) -> tuple[Tensor, Tensor]:
     tensor([[1., 1.], [1., 0.]])
     """
     # One softmax over all positions: leaving out the last one first would copy the logits.
-    losses, weights = token_loss(outputs, _following(_labels(labels)))
+    losses, weights = token_loss(outputs, following(labels_of(labels)))
     return losses[:, :-1], weights[:, :-1]
 
 
@@ -102,7 +102,7 @@ def token_loss(outputs: Any, labels: Any) -> tuple[Tensor, Tensor]:
     >>> losses, weights
     (tensor([[1.3863, 0.0000]]), tensor([[1., 0.]]))
     """
-    logits, labels = _logits(outputs), _labels(labels)
+    logits, labels = _logits(outputs), labels_of(labels)
     if logits.ndim != 3 or labels.shape != logits.shape[:2]:
         msg = (
             f"logits have shape {tuple(logits.shape)} and labels {tuple(labels.shape)}; expected "
@@ -128,7 +128,7 @@ def _logits(outputs: Any) -> Tensor:
     return logits
 
 
-def _labels(labels: Any) -> Tensor:
+def labels_of(labels: Any) -> Tensor:
     """Return labels as int64, -100 wherever an attention mask that comes with them is zero."""
     mask = None
     if isinstance(labels, Mapping) and "labels" in labels:
@@ -154,7 +154,7 @@ def _labels(labels: Any) -> Tensor:
     return labels.masked_fill(mask == 0, IGNORED)
 
 
-def _following(labels: Tensor) -> Tensor:
+def following(labels: Tensor) -> Tensor:
     """Return at each position the label of the next one; after the last one there is none."""
     return F.pad(labels, (0, 1), value=IGNORED)[:, 1:]
 
@@ -165,7 +165,7 @@ def _kept(losses: Tensor, labels: Tensor) -> Tensor:
 
 def _resampled_next(outputs: Any, labels: Any, sampled: Tensor) -> Tensor:
     losses, _ = next_token_loss(outputs, F.pad(sampled, (1, 0)))
-    return _kept(losses, _labels(labels)[:, 1:])
+    return _kept(losses, labels_of(labels)[:, 1:])
 
 
 def _softmax(outputs: Any, labels: Tensor) -> SoftmaxRows:
@@ -176,13 +176,13 @@ NEXT_TOKEN_LAW = Law(
     draws=lambda outputs, labels: _logits(outputs)[:, 1:, 0].shape,
     sampler=lambda outputs, labels, uniforms: sample_classes(_logits(outputs)[:, :-1], uniforms),
     resampled=_resampled_next,
-    softmax=lambda outputs, labels: _softmax(outputs, _following(_labels(labels))),
+    softmax=lambda outputs, labels: _softmax(outputs, following(labels_of(labels))),
 )
 TOKEN_LAW = Law(
     draws=lambda outputs, labels: _logits(outputs).shape[:2],
     sampler=lambda outputs, labels, uniforms: sample_classes(_logits(outputs), uniforms),
     resampled=lambda outputs, labels, sampled: _kept(
-        token_loss(outputs, sampled)[0], _labels(labels)
+        token_loss(outputs, sampled)[0], labels_of(labels)
     ),
-    softmax=lambda outputs, labels: _softmax(outputs, _labels(labels)),
+    softmax=lambda outputs, labels: _softmax(outputs, labels_of(labels)),
 )

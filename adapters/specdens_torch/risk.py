@@ -83,6 +83,8 @@ class Risk:
         Whether the sum of losses is divided by the sum of weights: False for ``reduction="sum"``.
     accumulation_dtype : torch.dtype
         What sums over the data are accumulated in.
+    source : DataSource
+        The data, as batches of inputs and targets.
     processes : Processes or None
         The rank of this process and the number of all, with a process group.
 
@@ -146,12 +148,12 @@ class Risk:
             self.processes = Processes(process_group, self.parameters.space.device)
             if isinstance(data, list) and not data:
                 data = _NoBatches()  # there are others who have some
-        self._source = DataSource(data)
+        self.source = DataSource(data)
         self.passes = Passes(
             model,
             self._loss,
             self.parameters,
-            self._source,
+            self.source,
             self.memory_budget,
             self.regroup,
             self.processes,

@@ -184,12 +184,10 @@ class Eigensolver:
         """Have the run begin with the sum of `vectors`, then multiply all of them if that pays.
 
         It does if they have nearly converged, as the first product tells, or if products are few.
-        Otherwise the Krylov space of the sum is as good.
         """
         self.state = append(self.state, vectors)
         count = self.state.num_pending
-        if count > 1:
-            self.state = steer(self.state, np.ones((count, 1)))
+        self.state = steer(self.state, np.ones((count, 1)))
         is_short = self.max_products - self.num_products <= 4 * count
         self.num_given, self.is_testing = count, count > 1 and not is_short
 
@@ -286,8 +284,8 @@ class Eigensolver:
     @property
     def may_steer(self) -> bool:
         """Whether the next product is free to go where the wanted residuals are largest."""
-        many = self.state.num_pending > self.block_size
-        return many and self.targets is None and not self.num_given
+        is_free = self.targets is None and not self.num_given
+        return is_free and self.state.num_pending > self.block_size
 
     @property
     def is_whole(self) -> bool:

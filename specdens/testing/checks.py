@@ -1,13 +1,12 @@
-"""Checks for anybody's operators, and matrices and spectra with known answers."""
+"""Checks that operators are what the estimators need, and arguments what models need."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from specdens.backends import Array, backend_of, dtype_name
+from specdens.backends import Array, dtype_name
 from specdens.operators import aslinearoperator
 from specdens.probes import draw, sphere
 from specdens.spaces import VectorSpace
@@ -75,6 +74,18 @@ def check_operator(A: Any, *, seed: int = 0, tolerance: float | None = None) -> 
         )
 
 
+def check_count(name: str, value: int, least: int) -> None:
+    """Refuse what is not an integer of at least `least`.
+
+    Raises
+    ------
+    ValueError
+    """
+    if value != int(value) or value < least:
+        msg = f"{name}={value} must be an integer of at least {least}."
+        raise ValueError(msg)
+
+
 def _fail(what: str, measured: str, value: float, tolerance: float) -> None:
     msg = f"operator is not {what}: {measured} is {value:.3g} of |A||x|, tolerance {tolerance:.3g}."
     raise ValueError(msg)
@@ -118,57 +129,3 @@ def _inner(x: Array, y: Array, space: VectorSpace) -> complex:
 
 def _size(x: Array, space: VectorSpace) -> float:
     return float(np.linalg.norm(space.to_numpy(x).astype(np.complex128)))
-
-
-def matrix_with_spectrum(eigenvalues: ArrayLike, *, seed: int = 0, like: Array = None) -> Array:
-    """Return a dense Hermitian matrix with given eigenvalues and random eigenvectors.
-
-    Parameters
-    ----------
-    eigenvalues : array_like of shape (n,)
-    seed : int
-        Of the eigenvectors (Haar distributed).
-    like : array, optional
-        Library, device and dtype of the result; by default NumPy float64. Complex gives a complex
-        Hermitian matrix.
-
-    Examples
-    --------
-    >>> A = matrix_with_spectrum([1.0, 2.0, 4.0])
-    >>> np.linalg.eigvalsh(A).round(12)
-    array([1., 2., 4.])
-    """
-    values = np.asarray(eigenvalues, dtype=np.float64)
-    space = None if like is None else VectorSpace.like(like)
-    rng = np.random.default_rng(seed)
-    gaussian = rng.standard_normal((values.size, values.size))
-    if space is not None and space.is_complex:
-        gaussian = gaussian + 1j * rng.standard_normal((values.size, values.size))
-    Q, R = np.linalg.qr(gaussian)  # noqa: N806
-    Q = Q * (np.diagonal(R) / np.abs(np.diagonal(R)))  # noqa: N806
-    matrix = (Q * values) @ Q.conj().T
-    matrix = (matrix + matrix.conj().T) / 2
-    if space is None:
-        return matrix
-    return backend_of(like).from_numpy(matrix, space.dtype, space.device)
-
-
-def spiked_spectrum(
-    dimension: int = 2000, num_outliers: int = 20, *, bulk_width: float = 1e-3, seed: int = 0
-) -> np.ndarray:
-    """Return eigenvalues like a trained network's Hessian: a narrow bulk at zero and outliers.
-
-    Parameters
-    ----------
-    dimension, num_outliers : int
-    bulk_width : float
-        Standard deviation of the normally distributed bulk.
-    seed : int
-
-    Returns
-    -------
-    ndarray of shape (dimension,)
-        Ascending; the outliers are spaced geometrically from 0.1 to 50.
-    """
-    bulk = bulk_width * np.random.default_rng(seed).standard_normal(dimension - num_outliers)
-    return np.sort(np.concatenate([bulk, np.geomspace(0.1, 50, num_outliers)]))

@@ -1,0 +1,160 @@
+"""Risk and curvature on the line between two parameter vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from specdens_jax.parameters import FlatParameters, PyTree
+from specdens_jax.risk import Risk, risk_value
+
+
+@dataclass(frozen=True, eq=False)
+class LinePath:
+    """What `along_line` found.
+
+    Attributes
+    ----------
+    alphas : ndarray of shape (m,)
+        Places on the line, 0 at the start and 1 at the end.
+    values : ndarray of shape (m,) or (m, ...)
+        The quantity there.
+    ends : ndarray of shape (2,) or (2, ...)
+        The quantity at the start and at the end.
+    """
+
+    alphas: np.ndarray
+    values: np.ndarray
+    ends: np.ndarray
+
+    @property
+    def chord(self) -> np.ndarray:
+        """The values of the straight line between both ends, in the shape of `values`."""
+        alphas = self.alphas.reshape(-1, *(1,) * (self.values.ndim - 1))
+        return (1 - alphas) * self.ends[0] + alphas * self.ends[1]
+
+    @property
+    def barrier(self) -> float | np.ndarray:
+        """Largest height above the chord between the ends, where it is 0: never negative."""
+        between = (self.alphas >= 0) & (self.alphas <= 1)
+        height = (self.values - self.chord)[between].max(axis=0, initial=0.0)
+        return float(height) if self.values.ndim == 1 else height
+
+    def __repr__(self) -> str:
+        low, high = self.alphas.min(), self.alphas.max()
+        barrier = np.array2string(np.asarray(self.barrier), precision=4)
+        return (
+            f"LinePath({len(self.alphas)} points from {low:g} to {high:g}, barrier {barrier} "
+            "above the chord)"
+        )
+
+
+def along_line(
+    risk: Risk,
+    start: PyTree,
+    end: PyTree,
+    alphas: ArrayLike,
+    *,
+    quantity: Callable[[Risk], Any] | None = None,
+) -> LinePath:
+    r"""Evaluate a risk at :math:`(1 - \alpha) \theta_0 + \alpha \theta_1`.
+
+    No barrier between two solutions means that they lie in one basin, as far as the line can tell.
+    A barrier is measured from the chord, the straight line between the values at both ends: on a
+    slope between unequal ends there is none. Nothing is compiled anew from point to point.
+
+    Parameters
+    ----------
+    risk : Risk
+        What it needs besides parameters that vary (constants, data) is the same at all points.
+    start, end : array of shape (n,), or pytree of arrays
+        Flat vectors, such as ``risk.parameters.ravel(params)`` returns for each solution, or
+        pytrees like ``risk.params``, of which only the leaves that vary are used.
+    alphas : array_like of shape (m,)
+        Places on the line, also beyond its ends. Where 0 and 1 are missing, the ends are evaluated
+        in addition.
+    quantity : callable, optional
+        ``quantity(risk)`` returns a number, or an array of one shape at all points; by default
+        `risk_value`. ``lambda risk: eigsh(Hessian(risk), 1).eigenvalues[0]`` is the sharpness.
+
+    Returns
+    -------
+    LinePath
+
+    Raises
+    ------
+    ValueError
+        If a point does not have the shape of the parameters, or `alphas` are not finite numbers;
+        and whatever `quantity` raises.
+
+    Notes
+    -----
+    Batch statistics among the constants are those of one solution and wrong at the other; a
+    barrier may be theirs. Make the risk normalize with the same statistics at all points, or
+    recompute them in a `quantity` of your own.
+
+    References
+    ----------
+    Sagun, Evci, Guney, Dauphin, Bottou (2017), Empirical analysis of the Hessian of
+    over-parametrized neural networks. arXiv:1706.04454, on large and small batches.
+    Frankle, Dziugaite, Roy, Carbin (2020), arXiv:1912.05671, section 2, for barriers.
+
+    Examples
+    --------
+    >>> from specdens_jax import Risk, SquaredError
+    >>> data = jnp.ones((4, 1)), jnp.zeros((4, 1))
+    >>> risk = Risk(lambda w, x: w * x, SquaredError(), jnp.zeros(1), data)  # the square of w
+    >>> path = along_line(risk, jnp.array([1.0]), jnp.array([-3.0]), [0, 0.25, 0.5, 1])
+    >>> path.values
+    array([1., 0., 1., 9.])
+    >>> path.barrier  # a convex function has none
+    0.0
+    """
+    places = _checked_alphas(alphas)
+    parameters = risk.parameters
+    first, last = _flat(start, parameters, "start"), _flat(end, parameters, "end")
+    measure = quantity or risk_value
+
+    def value(alpha: float) -> np.ndarray:
+        point = ((1 - alpha) * first + alpha * last)[None]
+        blocks = [block[0] for block in parameters.blocks(point)]
+        moved = risk.at(parameters.merge(blocks, risk.constants))
+        return np.asarray(measure(moved), dtype=np.float64)
+
+    values = [value(alpha) for alpha in places.tolist()]
+    known = dict(zip(places.tolist(), values, strict=True))
+    ends = [known[alpha] if alpha in known else value(alpha) for alpha in (0.0, 1.0)]
+    return LinePath(places, np.stack(values), np.stack(ends))
+
+
+def _checked_alphas(alphas: ArrayLike) -> np.ndarray:
+    places = np.array(alphas, dtype=np.float64)
+    if places.ndim != 1 or not places.size or not np.isfinite(places).all():
+        msg = (
+            f"alphas={alphas!r} must be finite numbers in one row; np.linspace(0, 1, 21) are some."
+        )
+        raise ValueError(msg)
+    return places
+
+
+def _flat(point: PyTree, parameters: FlatParameters, name: str) -> jax.Array:
+    """Return a point as one vector, in the widest precision there is."""
+    if isinstance(point, jax.Array | np.ndarray) and point.shape == (parameters.size,):
+        vector = jnp.asarray(point)
+    else:
+        try:
+            vector = parameters.ravel(point)
+        except ValueError as error:
+            msg = (
+                f"{name} is neither a vector of shape ({parameters.size},) nor a pytree like the "
+                f"parameters. {error}"
+            )
+            raise ValueError(msg) from error
+    wide = jax.dtypes.canonicalize_dtype(np.float64)
+    return parameters.placed(vector.astype(wide))

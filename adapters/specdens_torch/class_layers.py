@@ -1,0 +1,262 @@
+"""Class structure of a single linear layer: its features and its backpropagated errors."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from specdens import hierarchy
+from specdens_torch.class_products import ClassRows
+from specdens_torch.class_sweeps import inverse_weights
+from specdens_torch.evaluation import Evaluation
+from specdens_torch.risk import Risk
+
+
+@dataclass(frozen=True, eq=False)
+class LayerStructure:
+    r"""Means and second moments of the inputs and errors of one linear layer, by class.
+
+    With x the input of the layer, z its output and :math:`\delta_{icc'} = (\partial f_i / \partial
+    z_i)^\top (p_i - e_{c'})`, the block of the Gauss-Newton matrix that belongs to the layer's
+    weight is :math:`\sum \omega_{icc'} \, \delta_{icc'} \delta_{icc'}^\top \otimes x_i x_i^\top`;
+    the symbols are those of `ClassStructure`.
+
+    Attributes
+    ----------
+    name : str
+    class_shares : ndarray of shape (C,)
+        Parts of the weight of all examples that the classes have.
+    feature_means : ndarray of shape (d, C)
+        Mean input of each class, zero for classes without examples.
+    feature_mean : ndarray of shape (d,)
+    feature_second_moment : ndarray of shape (d, d)
+        The weighted mean of :math:`x x^\top`.
+    pair_weights : ndarray of shape (C, C)
+        As those of `ClassStructure`.
+    error_means : ndarray of shape (m, C, C)
+        Weighted means of :math:`\delta_{icc'}` of each pair.
+    error_second_moment : ndarray of shape (m, m)
+        The sum of :math:`\omega_{icc'} \delta_{icc'} \delta_{icc'}^\top`.
+
+    References
+    ----------
+    Papyan (2020), JMLR 21(252), Eqs. 7.3-7.8. arXiv:2008.11865
+
+    Examples
+    --------
+    >>> from specdens_torch.class_structure import ClassStructure
+    >>> model = nn.Linear(2, 2, bias=False)
+    >>> _ = nn.init.zeros_(model.weight)  # all probabilities are 1/2
+    >>> data = torch.tensor([[4.0, 0.0], [2.0, 0.0], [0.0, 6.0]]), torch.tensor([0, 0, 1])
+    >>> layer = ClassStructure(Risk(model, nn.CrossEntropyLoss(), data)).layer("")
+    >>> layer.feature_means
+    array([[3., 0.],
+           [0., 6.]])
+    >>> layer.error_means[:, 0, 1]  # of the first class, as if the second were the label
+    array([ 0.5, -0.5])
+    """
+
+    name: str
+    class_shares: np.ndarray
+    feature_means: np.ndarray
+    feature_mean: np.ndarray
+    feature_second_moment: np.ndarray
+    pair_weights: np.ndarray
+    error_means: np.ndarray
+    error_second_moment: np.ndarray
+
+    def feature_eigenvalues(self) -> np.ndarray:
+        """Return the eigenvalues of the features' second moment, (d,) descending."""
+        return np.asarray(np.linalg.eigvalsh(self.feature_second_moment)[::-1])
+
+    def error_eigenvalues(self, part: str | None = None) -> np.ndarray:
+        """Return eigenvalues of the errors' second moment or of one of its parts, descending.
+
+        Parameters
+        ----------
+        part : {"class", "cross", "equal", "means", "within"}, optional
+            By default the whole, which is the sum of ``"means"`` and ``"within"``.
+
+        Returns
+        -------
+        ndarray, float64
+            m of them; for parts made of means as many as `ClassStructure.eigenvalues` returns, the
+            others being zero.
+
+        Raises
+        ------
+        ValueError
+            If `part` is none of these.
+        """
+        means = self.error_means.reshape(len(self.error_means), -1)
+        if part is None:
+            matrix = self.error_second_moment
+        elif part == "within":
+            matrix = self.error_second_moment - (means * self.pair_weights.ravel()) @ means.T
+        else:
+            return hierarchy.part_eigenvalues(means.T @ means, self.pair_weights, part)
+        return np.asarray(np.linalg.eigvalsh(matrix)[::-1])
+
+    def __repr__(self) -> str:
+        m, number, _ = self.error_means.shape
+        features = len(self.feature_mean)
+        return f"LayerStructure({self.name!r}, {features} inputs, {m} outputs, {number} classes)"
+
+
+def layer_structure(
+    risk: Risk, name: str, rows_of: Callable[[Evaluation], tuple[ClassRows, tuple[Tensor, ...]]]
+) -> LayerStructure:
+    """Return the structure of the layer called `name`, from one pass over the data.
+
+    Parameters
+    ----------
+    risk : Risk
+    name : str
+        Of a `torch.nn.Linear` that is used once, on one vector for each example.
+    rows_of : callable
+        Gives the rows of an evaluated chunk, and the logits in the model's graph.
+
+    Returns
+    -------
+    LayerStructure
+
+    Raises
+    ------
+    ValueError
+        If the layer is no such layer, its moments do not fit into the memory budget of the risk,
+        or the risk adds up over processes.
+    """
+    layer = _linear(risk, name)
+    capture = _Capture(name)
+    moments: list[_Moments] = []
+
+    def add(evaluation: Evaluation) -> None:
+        rows, logits = rows_of(evaluation)
+        if not moments:
+            moments.append(_Moments.zeros(rows.num_classes, layer))
+        moments[0].add(rows, logits, *capture.taken(rows))
+
+    risk.passes.plan()  # evaluates some examples without our noticing
+    handle = layer.register_forward_hook(capture)
+    try:
+        totals = risk.passes.sweep(add, cuts=True)
+    finally:
+        handle.remove()
+    return moments[0].finished(name, totals.weight if risk.divides else 1.0)
+
+
+def _linear(risk: Risk, name: str) -> nn.Linear:
+    layers = {key: m for key, m in risk.model.named_modules() if isinstance(m, nn.Linear)}
+    if name not in layers:
+        msg = f"name={name!r} is none of the linear layers {list(layers)}."
+        raise ValueError(msg)
+    layer = layers[name]
+    needed = 8 * (layer.in_features**2 + layer.out_features**2)
+    if needed > risk.memory_budget:
+        msg = (
+            f"name={name!r}: the second moments of the layer take {needed:,} bytes, more than "
+            f"memory_budget={risk.memory_budget:,} of the risk; raise it, or take another layer."
+        )
+        raise ValueError(msg)
+    if risk.processes is not None:
+        msg = (
+            "risk adds up over processes, which layers do not; make a Risk of all data without "
+            "process_group for them."
+        )
+        raise ValueError(msg)
+    return layer
+
+
+class _Capture:
+    """A forward hook that keeps a layer's input and output, as a leaf if nothing before varies."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._seen: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        if torch.is_grad_enabled() and not output.requires_grad:
+            output = output.detach().requires_grad_()
+        self._seen.append((args[0].detach(), output))
+        return output
+
+    def taken(self, rows: ClassRows) -> tuple[Tensor, Tensor]:
+        """Return what the last forward pass left, checked, and forget it."""
+        seen, self._seen = self._seen, []
+        shapes = [tuple(output.shape) for _, output in seen]
+        if len(seen) != 1 or seen[0][1].ndim != 2 or len(seen[0][1]) != len(rows.factor):
+            msg = (
+                f"name={self._name!r}: the layer returned {shapes} for {len(rows.factor)} rows of "
+                "logits; expected one call with one vector for each."
+            )
+            raise ValueError(msg)
+        return seen[0]
+
+
+def _errors(rows: ClassRows, logits: tuple[Tensor, ...], outputs: Tensor, other: int) -> Tensor:
+    """Return the errors of every row as if its label were `other`, (n, m)."""
+    chosen = torch.zeros_like(rows.probabilities)
+    chosen[:, other] = 1.0
+    found = None
+    if logits:
+        cotangents = [rows.cotangents(chosen)]
+        (found,) = torch.autograd.grad(
+            logits, [outputs], cotangents, retain_graph=True, allow_unused=True
+        )
+    found = torch.zeros_like(outputs) if found is None else found
+    return found.detach().to(rows.probabilities)
+
+
+@dataclass(frozen=True)
+class _Moments:
+    """Weighted sums over the data, on the host in double precision."""
+
+    shares: Tensor  # (C,)
+    features: Tensor  # (C, d)
+    feature_square: Tensor  # (d, d)
+    pairs: Tensor  # (C, C)
+    errors: Tensor  # (C, C, m)
+    error_square: Tensor  # (m, m)
+
+    @classmethod
+    def zeros(cls, number: int, layer: nn.Linear) -> _Moments:
+        d, m = layer.in_features, layer.out_features
+        shapes = ((number,), (number, d), (d, d), (number, number), (number, number, m), (m, m))
+        return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
+
+    def add(
+        self, rows: ClassRows, logits: tuple[Tensor, ...], inputs: Tensor, outputs: Tensor
+    ) -> None:
+        """Add one chunk, whose layer had these inputs and outputs."""
+        x, factor = inputs.to(rows.probabilities), rows.factor[:, None]
+        self.shares.add_(rows.memberships.summed(factor)[:, 0].cpu())
+        self.features.add_(rows.memberships.summed(factor * x).cpu())
+        self.feature_square.add_((x.t() @ (factor * x)).cpu())
+        self.pairs.add_(rows.pair_sums().cpu())
+        for other in range(rows.num_classes):
+            errors = _errors(rows, logits, outputs, other)
+            weighted = rows.shares[:, other, None] * errors
+            self.errors[:, other].add_(rows.memberships.summed(weighted).cpu())
+            self.error_square.add_((errors.t() @ weighted).cpu())
+
+    def finished(self, name: str, divisor: float) -> LayerStructure:
+        """Divide the sums by their weights."""
+        arrays = (self.shares, self.features, self.feature_square, self.pairs, self.errors)
+        shares, features, feature_square, pairs, errors = (array.numpy() for array in arrays)
+        total = shares.sum()
+        means = features * inverse_weights(shares)[:, None]
+        return LayerStructure(
+            name=name,
+            class_shares=shares / total,
+            feature_means=means.T,
+            feature_mean=features.sum(0) / total,
+            feature_second_moment=feature_square / total,
+            pair_weights=pairs / divisor,
+            error_means=np.moveaxis(errors * inverse_weights(pairs)[..., None], -1, 0),
+            error_second_moment=self.error_square.numpy() / divisor,
+        )
