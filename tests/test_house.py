@@ -37,7 +37,8 @@ PUBLIC = set(
     aslinearoperator backend_of block_diagonal certificates checkpoint_every congruence density
     diagonal eigsh energy_in fejer from_vectors hierarchy inverse jackson kpm kronecker
     kronecker_structure lanczos lanczos_sigma laws load logdet low_rank on_backend plan power
-    principal_angles project_out rademacher restrict shift slq solve spectral_interval sphere subspace_overlap testing to_scipy
+    principal_angles project_out rademacher restrict shift slq solve spectral_interval sphere
+    subspace_overlap testing to_scipy
     trace uniforms undamped
     """.split()  # noqa: SIM905
 )
