@@ -6,7 +6,10 @@ moved: the same probes on every library, device and block size, and no generator
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
@@ -18,6 +21,7 @@ from specdens.spaces import VectorSpace
 ProbeSampler: TypeAlias = Callable[[VectorSpace, int, int], Array]
 
 
+_LARGE = 2**20  # entries of all probes together from which threads are worth starting
 _PER_COUNT = 4  # numbers that Philox makes for each value of its counter
 _STREAMS = 1  # word of the counter that keeps uniform streams apart from probes
 
@@ -138,8 +142,9 @@ def draw(sampler: ProbeSampler, space: VectorSpace, seed: int, indices: range) -
     """
     host: np.ndarray | None = None
     moved = []
-    for j, index in enumerate(indices):
-        v = sampler(space, seed, index)
+    for j, (index, v) in enumerate(
+        zip(indices, _drawn(sampler, space, seed, indices), strict=True)
+    ):
         if tuple(v.shape) != (space.dimension,):
             msg = f"probe {index} has shape {tuple(v.shape)}; expected ({space.dimension},)."
             raise ValueError(msg)
@@ -159,6 +164,17 @@ def draw(sampler: ProbeSampler, space: VectorSpace, seed: int, indices: range) -
     if host is None:
         return space.backend.xp.stack(moved, axis=1)
     return space.from_numpy(host)
+
+
+def _drawn(sampler: ProbeSampler, space: VectorSpace, seed: int, indices: range) -> Iterator[Array]:
+    """Yield the probes in order; the library's own are drawn on all cores if they are large."""
+    one = partial(sampler, space, seed)
+    is_large = space.dimension * len(indices) >= _LARGE
+    if not (is_large and len(indices) > 1 and is_isotropic(sampler)):
+        yield from map(one, indices)
+        return
+    with ThreadPoolExecutor(min(len(indices), os.cpu_count() or 1)) as pool:
+        yield from pool.map(one, indices)
 
 
 def _unit(v: Array, space: VectorSpace, index: int) -> Array:

@@ -54,6 +54,14 @@ def test_single_precision_sees_the_same_probes_rounded(library):
     np.testing.assert_array_equal(here, draw(sphere, _SPACE, 1, range(2)).astype(np.float32))
 
 
+@pytest.mark.parametrize("sampler", [sphere, rademacher])
+def test_large_probes_drawn_on_several_cores_are_the_same(sampler, monkeypatch):
+    space = VectorSpace.like(np.zeros(1000))
+    expected = draw(sampler, space, 5, range(2, 9))
+    monkeypatch.setattr("specdens.probes._LARGE", 1)
+    assert np.array_equal(draw(sampler, space, 5, range(2, 9)), expected)
+
+
 def test_probes_do_not_depend_on_the_block_they_are_drawn_in():
     whole = draw(sphere, _SPACE, 4, range(5))
     parts = [draw(sphere, _SPACE, 4, block) for block in (range(2), range(2, 3), range(3, 5))]
