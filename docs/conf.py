@@ -19,10 +19,13 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.autosummary",
     "numpydoc",
+    "benchmarks",
+    "gallery",
     "math_svg",
     "public_names",
+    "tree_map",
 ]
-exclude_patterns = ["_build"]
+exclude_patterns = ["_build", "_data"]
 default_role = "py:obj"  # `name` in a docstring links to the name, where there is one
 
 # The page of an adapter needs its framework. All others build without.
@@ -35,6 +38,7 @@ for framework in ("torch", "jax"):
         suppress_warnings = ["toc.excluded"]
 
 html_theme = "furo"
+html_static_path = ["_static"]
 html_title = f"specdens {release}"
 html_show_sourcelink = False
 html_show_copyright = False

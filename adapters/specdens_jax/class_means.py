@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specdens import VectorSpace, hierarchy
-from specdens_jax.class_products import ClassPasses, check_softmax
+from specdens_jax.class_products import NO_PROBABILITIES, ClassPasses, check_softmax
 from specdens_jax.parameters import FlatParameters
 from specdens_jax.risk import Risk, Totals
 
@@ -29,6 +29,13 @@ class ClassMeans:
             raise TypeError(msg)
         if weighting not in ("probability", "uniform"):
             msg = f"weighting={weighting!r} is unknown; expected 'probability' or 'uniform'."
+            raise ValueError(msg)
+        if num_classes is not None and (
+            not isinstance(num_classes, int | np.integer)
+            or isinstance(num_classes, bool)
+            or num_classes < 2
+        ):
+            msg = f"num_classes={num_classes!r} must be an integer of at least 2, or None."
             raise ValueError(msg)
         check_softmax(risk.loss)
         self.risk, self.weighting, self._asked = risk, weighting, num_classes
@@ -59,7 +66,10 @@ class ClassMeans:
     @cached_property
     def _weights(self) -> tuple[np.ndarray, Totals]:
         _ = self.num_classes  # which checks it
-        return self._passes.weights()
+        pairs, totals = self._passes.weights()
+        if not np.isfinite(pairs).all():
+            raise ValueError(NO_PROBABILITIES)
+        return pairs, totals
 
     @property
     def _mass(self) -> float:

@@ -18,6 +18,12 @@ from specdens_jax.risk import Leaves, Risk, Totals, new_total, statistics
 Linearized: TypeAlias = tuple["ExtendedGradients", Callable[..., Any], Callable[..., Any], Any]
 
 
+NO_PROBABILITIES = (
+    "targets has rows of class probabilities that are negative; expected probabilities, so that "
+    "every example belongs to some classes."
+)
+
+
 class SoftmaxRows(NamedTuple):
     """Softmax cross-entropy by terms, one row of logits for each."""
 
@@ -30,7 +36,7 @@ def softmax_rows(loss: Any, outputs: Any, targets: Any) -> SoftmaxRows:
     """Return the rows that a softmax cross-entropy consists of.
 
     A term belongs to the class of its label, smoothed or not; with probabilities as targets to all
-    classes in their proportion.
+    classes in their proportion, which is nan if one is negative.
 
     Raises
     ------
@@ -47,6 +53,8 @@ def softmax_rows(loss: Any, outputs: Any, targets: Any) -> SoftmaxRows:
         total = targets.sum(-1, keepdims=True)
         even = jnp.full_like(targets, 1 / classes)
         membership = jnp.where(total == 0, even, targets / jnp.where(total == 0, 1, total))
+        no_probability = (targets < 0).any(-1, keepdims=True)
+        membership = jnp.where(no_probability, jnp.nan, membership)  # for the host to refuse
     else:
         membership = jax.nn.one_hot(targets, classes)
     factor = own.curvature_factor(logits, targets)

@@ -62,8 +62,9 @@ class ClassStructure(ClassMeans):
     TypeError
         If `risk` is not a Risk.
     ValueError
-        If its loss is not known to be softmax cross-entropy, `weighting` is unknown, or, at the
-        first use, `num_classes` is not the number of logits.
+        If its loss is not known to be softmax cross-entropy, `weighting` is unknown or
+        `num_classes` not an integer from 2; or, when it is first used, if the logits have another
+        number of classes, or targets are no classes.
 
     Notes
     -----
@@ -213,8 +214,7 @@ class ClassStructure(ClassMeans):
             Such as ``Hessian(risk)``.
         part : {"class", "cross", "equal", "means"}
         how : {"project", "subtract"}
-            ``"project"``: (I - Q Q^T) A (I - Q Q^T) with Q = ``basis(part)``. ``"subtract"``: A
-            less the part, which may leave outliers where the two do not commute.
+            ``(I - Q Q^T) A (I - Q Q^T)`` with Q the basis of the part's range, or A minus the part.
 
         Returns
         -------
@@ -223,7 +223,13 @@ class ClassStructure(ClassMeans):
         Raises
         ------
         ValueError
-            If `part` or `how` is unknown, or the dimensions differ.
+            If `part` or `how` is unknown, or the dimensions differ, or as `eigenvalues`.
+
+        Notes
+        -----
+        Subtraction can leave outliers, of either sign, where the eigenvectors of the operator
+        that a part causes are not quite its own: it is then no evidence against the part.
+        Projection takes away all that its range holds, whatever it came from. Show both.
 
         References
         ----------
@@ -305,7 +311,8 @@ class ClassStructure(ClassMeans):
         return new / self._mass
 
     def __repr__(self) -> str:
-        return f"ClassStructure({self.weighting}, {self.risk!r})"
+        number = self.__dict__.get("num_classes") or self._asked or "?"
+        return f"ClassStructure({number} classes, weighting={self.weighting!r}, {self.risk!r})"
 
 
 class _Part(Arithmetic):
@@ -327,10 +334,13 @@ class _Part(Arithmetic):
         return parameters.placed(total[0] if x.ndim == 1 else total.T)
 
     def __repr__(self) -> str:
-        return f"G_{self._part}(n={self.space.dimension:,}, {self._structure!r})"
+        return f"G_{self._part}(n={self.space.dimension:,}, {self._structure.risk!r})"
 
 
 def _check_part(part: str) -> None:
     if part not in hierarchy.PARTS:
-        msg = f"part={part!r} is unknown; expected one of {', '.join(map(repr, hierarchy.PARTS))}."
+        msg = (
+            f"part={part!r} is unknown; expected one of {', '.join(map(repr, hierarchy.PARTS))}. "
+            "G_within has no small matrix: specdens.slq and specdens.eigsh take it as an operator."
+        )
         raise ValueError(msg)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, reduce
 from typing import Any, NamedTuple
 
 import jax
@@ -21,7 +22,7 @@ from specdens.kronecker_structure import (
     kronecker_eigenpairs,
     reshaped_rank_ratio,
 )
-from specdens_jax.class_products import check_softmax
+from specdens_jax.class_products import NO_PROBABILITIES, check_softmax
 from specdens_jax.layer_passes import LayerPasses
 from specdens_jax.parameters import FlatParameters
 from specdens_jax.risk import Risk
@@ -136,6 +137,7 @@ class KroneckerFactors:
             risk, layer, bias=bias, per_class=per_class, reduced=weight_sharing == "reduce"
         )
         self.layer, self.per_class, self.weight_sharing = layer, per_class, weight_sharing
+        self.bias = bias
 
     @property
     def risk(self) -> Risk:
@@ -162,20 +164,20 @@ class KroneckerFactors:
 
     @property
     def left(self) -> np.ndarray:
-        """E[M], (m, m) in float64."""
+        r""":math:`E[M]`, (m, m) float64."""
         return self._factors.lefts.sum(axis=0)
 
     @property
     def right(self) -> np.ndarray:
-        """E[x x^T], (d, d) in float64."""
+        r""":math:`E[x x^\top]`, (d, d) float64."""
         return np.tensordot(self._factors.shares, self._factors.rights, axes=1)
 
     @property
     def class_factors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         r"""Shares :math:`\pi_c`, (C,), and factors :math:`\pi_c E_c[M]` and :math:`E_c[x x^\top]`.
 
-        Of shapes (C, m, m) and (C, d, d). A class without examples has zeros. Without `per_class`
-        there is one group of all examples, C = 1.
+        Of shapes (C, m, m) and (C, d, d), float64. A class without examples has zeros. Without
+        `per_class` there is one group of all examples, C = 1.
         """
         return self._factors.shares, self._factors.lefts, self._factors.rights
 
@@ -193,16 +195,14 @@ class KroneckerFactors:
 
     def _sum(self, convert: Callable[[np.ndarray], Any]) -> LinearOperator:
         shares, lefts, rights = self.class_factors
-        total: Any = 0
-        for share, left, right in zip(shares, lefts, rights, strict=True):
-            if share > 0:
-                total = total + kronecker(convert(left), convert(right))
-        return self._ordered(total)
+        own = np.flatnonzero(shares).tolist() or [0]  # all is zero without weights
+        products = [kronecker(convert(lefts[c]), convert(rights[c])) for c in own]
+        return self._ordered(reduce(operator.add, products))
 
-    def _ordered(self, operator: LinearOperator) -> LinearOperator:
+    def _ordered(self, matrix: LinearOperator) -> LinearOperator:
         """Return a matrix of row-major (m, d) in the order of the leaf."""
         order = np.argsort(self._passes.places, axis=None)
-        return restrict(operator, order) if (np.diff(order) != 1).any() else operator
+        return restrict(matrix, order) if (np.diff(order) != 1).any() else matrix
 
     def eigsh(self, k: int) -> KroneckerEigenpairs:
         r"""Return the k largest eigenvalues, descending, with their eigenvectors.
@@ -300,6 +300,8 @@ class KroneckerFactors:
     @cached_property
     def _factors(self) -> _Factors:
         (left, right, weights), weight = self._passes.factors()
+        if not np.isfinite(weights).all():
+            raise ValueError(NO_PROBABILITIES)
         left = (left + left.mT) / (2 * weight if self.risk.divides else 2)
         right = (right + right.mT) / (2 * np.where(weights > 0, weights, 1.0)[:, None, None])
         return _Factors(left, right, weights / (weights.sum() or 1.0))
@@ -309,7 +311,7 @@ class KroneckerFactors:
         return eigenbasis(self.left), eigenbasis(self.right)
 
     def __repr__(self) -> str:
-        kind = "per class, " if self.per_class else ""
+        kind = ("per class, " if self.per_class else "") + ("with bias, " if self.bias else "")
         shape = " x ".join(map(str, self.parameters.shapes[self.layer]))
         return f"KroneckerFactors({self.layer!r}, {kind}{shape})"
 

@@ -148,9 +148,9 @@ def pac_bayes(
             "basis='kronecker', 'exact' or a function of the risk."
         )
         raise ValueError(msg)
+    milestones = _milestones(drops, epochs)
     grid, prior = grid or PriorGrid(), check_prior(risk, prior_mean)
     training = _Training(Classifier.of(risk), prior, grid, basis, prior_scale, seed)
-    milestones = [epochs // 3, 2 * epochs // 3] if drops is None else list(drops)
     history = training.run(epochs, learning_rate, milestones, batch_size, refresh_every)
     posterior = training.posterior()
     draws = (posterior.mean + posterior.noise(training.normal()) for _ in range(num_monte_carlo))
@@ -298,6 +298,14 @@ class _Training:
         self.variables = self.variables._replace(log_scales=jnp.log(scales))
         same = jnp.full_like(scales, self.squares.log_scales.mean())
         self.squares, self.bases = self.squares._replace(log_scales=same), bases
+
+
+def _milestones(drops: Sequence[int] | None, epochs: int) -> list[int]:
+    found = [epochs // 3, 2 * epochs // 3] if drops is None else list(drops)
+    if not all(isinstance(epoch, int) and epoch >= 0 for epoch in found):
+        msg = f"drops={drops!r} must be epochs, integers from 0."
+        raise ValueError(msg)
+    return found
 
 
 def _check_options(counts: Mapping[str, Any], positive: Mapping[str, float]) -> None:

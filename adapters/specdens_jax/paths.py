@@ -89,6 +89,8 @@ def along_line(
 
     Raises
     ------
+    TypeError
+        If `risk` is not a `Risk`.
     ValueError
         If a point does not have the shape of the parameters, or `alphas` are not finite numbers;
         and whatever `quantity` raises.
@@ -116,6 +118,9 @@ def along_line(
     >>> path.barrier  # a convex function has none
     0.0
     """
+    if not isinstance(risk, Risk):
+        msg = f"risk has type {type(risk).__qualname__}; expected a Risk, with its data."
+        raise TypeError(msg)
     places = _checked_alphas(alphas)
     parameters = risk.parameters
     first, last = _flat(start, parameters, "start"), _flat(end, parameters, "end")

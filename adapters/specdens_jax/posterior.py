@@ -54,7 +54,15 @@ class GaussianPosterior:
         -------
         array of shape (n, num_samples)
             ``parameters.unravel(draws[:, 0])`` gives a pytree.
+
+        Raises
+        ------
+        ValueError
+            If `num_samples` is not a positive integer.
         """
+        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+            msg = f"num_samples={num_samples!r} must be a positive integer."
+            raise ValueError(msg)
         keys = jax.random.split(jax.random.key(seed), num_samples)
         normals = [jax.random.normal(key, self.mean.shape, self.mean.dtype) for key in keys]
         return jnp.stack([self.mean + self.noise(z) for z in normals], axis=1)
@@ -182,6 +190,12 @@ def _checked(value: Any, name: str, parameters: FlatParameters) -> Basis:
     pair = isinstance(value, tuple | list) and len(value) == 2
     sides, orders = (value, (rows, columns)) if pair else ([value], (rows * columns,))
     dtype = parameters.space.working_dtype
+    if not all(isinstance(side, jax.Array | np.ndarray | None) for side in sides):
+        msg = (
+            f"basis of {name!r} has type {type(value).__qualname__}; expected an array Q, a pair "
+            "(U, V) or None."
+        )
+        raise TypeError(msg)
     arrays = [None if side is None else jnp.asarray(side, dtype) for side in sides]
     for array, order in zip(arrays, orders, strict=True):
         if array is None:

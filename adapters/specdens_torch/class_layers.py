@@ -85,8 +85,8 @@ class LayerStructure:
         Returns
         -------
         ndarray, float64
-            m of them; for parts made of means as many as `ClassStructure.eigenvalues` returns, the
-            others being zero.
+            As many as outputs, m; for parts made of means as many as `ClassStructure.eigenvalues`
+            returns, the others being zero.
 
         Raises
         ------

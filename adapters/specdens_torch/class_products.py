@@ -14,10 +14,30 @@ from specdens_torch.evaluation import Evaluation
 from specdens_torch.guards import Totals
 from specdens_torch.jacobian import Jacobian
 from specdens_torch.language import NEXT_TOKEN_LAW, TOKEN_LAW, following, labels_of
+from specdens_torch.losses import TermLoss
 from specdens_torch.memory import Plan
 from specdens_torch.passes import Passes
+from specdens_torch.sampling import SoftmaxRows
 from specdens_torch.state import Fingerprint, wide_dtype
 from specdens_torch.structures import Batch, map_tensors, num_examples, tensors_in
+
+
+def check_softmax(loss: TermLoss) -> Callable[[Any, Any], SoftmaxRows]:
+    """Return what gives the logits of a softmax cross-entropy, and refuse other losses.
+
+    Raises
+    ------
+    ValueError
+        If `loss` is another.
+    """
+    if loss.softmax is None:
+        msg = (
+            f"loss={loss.name} is no softmax cross-entropy, so there are no class "
+            "probabilities; use CrossEntropyLoss (not with label smoothing and class weights "
+            "of zero), next_token_loss or token_loss."
+        )
+        raise ValueError(msg)
+    return loss.softmax
 
 
 @dataclass(frozen=True)
@@ -89,15 +109,9 @@ class ClassRows:
         ValueError
             If the loss is not a softmax cross-entropy, or its targets are no classes.
         """
-        loss = evaluation.loss
-        if loss.softmax is None or evaluation.cut is None:
-            msg = (
-                f"loss={loss.name} is no softmax cross-entropy, so there are no class "
-                "probabilities; use CrossEntropyLoss (not with label smoothing and class weights "
-                "of zero), next_token_loss or token_loss."
-            )
-            raise ValueError(msg)
-        softmax = loss.softmax(evaluation.outputs, evaluation.targets)
+        law = check_softmax(evaluation.loss)
+        assert evaluation.cut is not None
+        softmax = law(evaluation.outputs, evaluation.targets)
         logits = softmax.logits.detach().movedim(softmax.axis, -1)
         wide = wide_dtype(logits.device)
         number = logits.shape[-1]

@@ -8,8 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specdens import LinearOperator, VectorSpace, energy_in, hierarchy, project_out
+import specdens
+from specdens import LinearOperator, VectorSpace, aslinearoperator, hierarchy
 from specdens_torch.class_layers import LayerStructure, layer_structure
+from specdens_torch.class_products import check_softmax
 from specdens_torch.class_sweeps import ClassSweeps, PartOperator, orthonormalized
 from specdens_torch.parameters import FlatParameters
 from specdens_torch.risk import Risk
@@ -54,9 +56,9 @@ class ClassStructure:
     TypeError
         If `risk` is not a `Risk`.
     ValueError
-        If `weighting` is unknown or `num_classes` not an integer from 2; or, when it is first used,
-        if the loss is no softmax cross-entropy, the logits have another number of classes, or the
-        risk fails its checks.
+        If the loss is no softmax cross-entropy, `weighting` is unknown or `num_classes` not an
+        integer from 2; or, when it is first used, if the logits have another number of classes,
+        targets are no classes, or the risk fails its checks.
 
     Notes
     -----
@@ -99,13 +101,16 @@ class ClassStructure:
             msg = f"risk has type {type(risk).__qualname__}; pass Risk(model, loss, data)."
             raise TypeError(msg)
         if num_classes is not None and (
-            not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 2
+            not isinstance(num_classes, int | np.integer)
+            or isinstance(num_classes, bool)
+            or num_classes < 2
         ):
             msg = f"num_classes={num_classes!r} must be an integer of at least 2, or None."
             raise ValueError(msg)
         if weighting not in ("probability", "uniform"):
             msg = f"weighting={weighting!r} is unknown; expected 'probability' or 'uniform'."
             raise ValueError(msg)
+        check_softmax(risk._loss)
         self.risk, self.weighting = risk, weighting
         self._sweeps = ClassSweeps(risk, num_classes, weighting == "uniform")
 
@@ -222,7 +227,7 @@ class ClassStructure:
             If `k` is out of range.
         """
         number = self.num_classes
-        if isinstance(k, bool) or not isinstance(k, int) or not 1 <= k <= number:
+        if not isinstance(k, int | np.integer) or isinstance(k, bool) or not 1 <= k <= number:
             msg = (
                 f"k={k!r} must be an integer from 1 to the number of classes {number}; "
                 "basis('means') spans C (C - 1) directions, and "
@@ -284,7 +289,7 @@ class ClassStructure:
 
         Parameters
         ----------
-        operator : LinearOperator
+        operator : LinearOperator or array of shape (p, p)
             On the same space, such as a `Hessian`.
         part : {"class", "cross", "equal", "means"}
         how : {"project", "subtract"}
@@ -301,8 +306,9 @@ class ClassStructure:
 
         Notes
         -----
-        A part that does not commute with the operator may leave outliers when it is subtracted, and
-        projecting takes away all that its range holds. Show both.
+        Subtraction can leave outliers, of either sign, where the eigenvectors of the operator
+        that a part causes are not quite its own: it is then no evidence against the part.
+        Projection takes away all that its range holds, whatever it came from. Show both.
 
         References
         ----------
@@ -310,12 +316,14 @@ class ClassStructure:
         """
         _check_part(part, hierarchy.PARTS)
         if how == "subtract":
-            return 1.0 * operator - PartOperator(self._sweeps, part)
+            return aslinearoperator(operator) - PartOperator(self._sweeps, part)
         if how != "project":
             msg = f"how={how!r} is unknown; expected 'project' or 'subtract'."
             raise ValueError(msg)
         basis = self.basis(part)
-        return project_out(operator, basis) if basis.shape[1] else 1.0 * operator
+        return (
+            specdens.project_out(operator, basis) if basis.shape[1] else aslinearoperator(operator)
+        )
 
     def attribution(
         self, eigenvalues: Any, eigenvectors: Tensor, part: str = "class"
@@ -345,7 +353,7 @@ class ClassStructure:
         values = np.atleast_1d(np.asarray(torch.as_tensor(eigenvalues).detach().cpu()))
         energies = np.zeros(vectors.shape[1])
         if rank:
-            energies = np.atleast_1d(np.asarray(energy_in(basis, vectors)))
+            energies = np.atleast_1d(np.asarray(specdens.energy_in(basis, vectors)))
         return hierarchy.attributed(values, energies, rank, p)
 
     def squared_distances(self) -> np.ndarray:

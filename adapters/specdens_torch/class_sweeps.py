@@ -356,7 +356,7 @@ class PartOperator(Arithmetic):
         return sweeps.product(x, self.part)
 
     def __repr__(self) -> str:
-        return f"PartOperator(G_{self.part}, n={self.space.dimension:,}, {self.sweeps.risk!r})"
+        return f"G_{self.part}(n={self.space.dimension:,}, {self.sweeps.risk!r})"
 
 
 def inner_products(left: Tensor, right: Tensor) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -51,7 +52,7 @@ def choose_bases(risk: Risk, basis: Any, num_eigenvectors: int) -> Bases:
             f"basis={basis!r} is unknown; expected 'standard', 'kronecker', 'exact', a mapping by "
             "parameter name or a function from the risk to one."
         )
-        raise ValueError(msg)
+        raise ValueError(msg) if isinstance(basis, str) else TypeError(msg)
     if not isinstance(found, Mapping):
         msg = f"basis returned {type(found).__qualname__}; expected a mapping by parameter name."
         raise TypeError(msg)
@@ -76,8 +77,11 @@ def kronecker_bases(risk: Risk) -> dict[str, tuple[Tensor, Tensor | None]]:
         if not _has_factors(module) or weight not in risk.parameters.names:
             continue
         factors = KroneckerFactors(risk, layer)
-        left = _eigenvectors(factors.left)
-        bases[weight] = left, _eigenvectors(factors.right)
+        space = factors.space
+        left, right = (
+            space.from_numpy(np.linalg.eigh(side)[1]) for side in (factors.left, factors.right)
+        )
+        bases[weight] = left, right
         if bias in risk.parameters.names:
             bases[bias] = left, None
     return bases

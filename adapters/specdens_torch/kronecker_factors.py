@@ -20,7 +20,8 @@ from specdens.kronecker_structure import (
     kronecker_eigenpairs,
     reshaped_rank_ratio,
 )
-from specdens_torch.kronecker_sums import Factors, FactorSums, add_squares
+from specdens_torch.class_products import check_softmax
+from specdens_torch.kronecker_sums import Factors, FactorSums, add_squares, host
 from specdens_torch.layer_passes import LayerPasses
 from specdens_torch.parameters import FlatParameters
 from specdens_torch.processes import Share
@@ -131,7 +132,10 @@ class KroneckerFactors:
             )
             raise ValueError(msg)
         self._passes = LayerPasses(risk, layer, bias=bias)
+        if per_class:
+            check_softmax(risk._loss)
         self.layer, self.per_class, self.weight_sharing = layer, per_class, weight_sharing
+        self.bias = bias
         self.shape = self._passes.shape
         self._kept: tuple[Fingerprint, Factors] | None = None
         self._order = _order(self.parameters, self.shape) if bias else None
@@ -153,24 +157,24 @@ class KroneckerFactors:
         return VectorSpace(own.dimension, own.working_dtype, own.device, own.backend)
 
     @property
-    def left(self) -> Tensor:
-        r""":math:`E[M]`, (m, m) in float64."""
-        return self._present().left
+    def left(self) -> np.ndarray:
+        r""":math:`E[M]`, (m, m) float64."""
+        return self._present().on_host[0]
 
     @property
-    def right(self) -> Tensor:
-        r""":math:`E[x x^\top]`, (d, d) in float64."""
-        return self._present().right
+    def right(self) -> np.ndarray:
+        r""":math:`E[x x^\top]`, (d, d) float64."""
+        return self._present().on_host[1]
 
     @property
-    def class_factors(self) -> tuple[np.ndarray, Tensor, Tensor]:
-        r"""The factors of every class, and what part of the weights it has.
+    def class_factors(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        r"""Shares :math:`\pi_c`, (C,), and factors :math:`\pi_c E_c[M]` and :math:`E_c[x x^\top]`.
 
-        Those are :math:`\pi_c` (C,), :math:`\pi_c E_c[M]` (C, m, m) and :math:`E_c[x x^\top]`
-        (C, d, d). A class without examples has zeros. Without `per_class` C is 1.
+        Of shapes (C, m, m) and (C, d, d), float64. A class without examples has zeros. Without
+        `per_class` there is one group of all examples, C = 1.
         """
         factors = self._present()
-        return factors.shares.cpu().numpy(), factors.lefts, factors.rights
+        return host(factors.shares), host(factors.lefts), host(factors.rights)
 
     def operator(self) -> LinearOperator:
         """Return the matrix of these factors, at the present parameters, as an operator.
@@ -322,8 +326,9 @@ class KroneckerFactors:
         return Factors.of(vector, self.shape, totals.weight if self.risk.divides else 1.0)
 
     def __repr__(self) -> str:
-        kind = "per class, " if self.per_class else ""
-        return f"KroneckerFactors({self.layer!r}, {kind}{self.shape[0]} x {self.shape[1]})"
+        kind = ("per class, " if self.per_class else "") + ("with bias, " if self.bias else "")
+        weight = max(self.parameters.shapes.values(), key=len)
+        return f"KroneckerFactors({self.layer!r}, {kind}{' x '.join(map(str, weight))})"
 
 
 class CorrectedKronecker(Arithmetic):
@@ -347,7 +352,7 @@ class CorrectedKronecker(Arithmetic):
     def __init__(
         self, factors: KroneckerFactors, bases: tuple[Tensor, Tensor], eigenvalues: Tensor
     ) -> None:
-        self.eigenvalues: np.ndarray = eigenvalues.cpu().double().numpy()
+        self.eigenvalues: np.ndarray = host(eigenvalues)
         self.space: VectorSpace = factors.space
         self._factors, self._bases = factors, bases
         U, V, own = (t.to(self.space.dtype) for t in (*bases, eigenvalues))  # noqa: N806

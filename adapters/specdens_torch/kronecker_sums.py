@@ -47,9 +47,19 @@ class Factors:
         return torch.tensordot(self.shares, self.rights, dims=1)
 
     @cached_property
+    def on_host(self) -> tuple[np.ndarray, np.ndarray]:
+        """Both averages as arrays that users see."""
+        return host(self.left), host(self.right)
+
+    @cached_property
     def bases(self) -> tuple[_Basis, _Basis]:
         """Eigenvalues and eigenvectors of both."""
         return eigenbasis(self.left), eigenbasis(self.right)
+
+
+def host(numbers: Tensor) -> np.ndarray:
+    """Return numbers as a float64 array of their own on the host."""
+    return np.array(numbers.detach().cpu().numpy(), dtype=np.float64)
 
 
 class FactorSums:

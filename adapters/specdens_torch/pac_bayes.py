@@ -154,7 +154,7 @@ def pac_bayes(
     )
     _check_refresh(basis, refresh_every)
     grid = grid or PriorGrid()
-    milestones = [epochs // 3, 2 * epochs // 3] if drops is None else list(drops)
+    milestones = _milestones(drops, epochs)
     devices = {p.device for p in risk.model.parameters()}
     undisturbed = left_as_it_was(risk.model, devices, risk.source.generators, seed)
     with torch.inference_mode(False), torch.enable_grad(), undisturbed:
@@ -336,6 +336,14 @@ def _check_positive(**values: float) -> None:
         if not 0 < value < math.inf:
             msg = f"{name}={value} must be positive and finite."
             raise ValueError(msg)
+
+
+def _milestones(drops: Sequence[int] | None, epochs: int) -> list[int]:
+    found = [epochs // 3, 2 * epochs // 3] if drops is None else list(drops)
+    if not all(isinstance(epoch, int) and epoch >= 0 for epoch in found):
+        msg = f"drops={drops!r} must be epochs, integers from 0."
+        raise ValueError(msg)
+    return found
 
 
 def _check_refresh(basis: BasisChoice, refresh_every: int | None) -> None:

@@ -107,10 +107,12 @@ def along_line(
 
     Raises
     ------
+    TypeError
+        If `risk` is not a `Risk`.
     ValueError
-        If a vector has another length, `alphas` are not finite numbers, `statistics` is unknown,
-        or is ``"recomputed"`` for a risk with statistics of its batches or with a process group;
-        and whatever `quantity` raises.
+        If a point does not have the shape of the parameters, `alphas` are not finite numbers,
+        `statistics` is unknown, or is ``"recomputed"`` for a risk with statistics of its batches or
+        with a process group; and whatever `quantity` raises.
 
     References
     ----------
@@ -129,6 +131,9 @@ def along_line(
     >>> path.barrier  # a convex function has none
     0.0
     """
+    if not isinstance(risk, Risk):
+        msg = f"risk has type {type(risk).__qualname__}; pass Risk(model, loss, data)."
+        raise TypeError(msg)
     places = _checked_alphas(alphas)
     _check_statistics(risk, statistics)
     first, last = (
@@ -180,15 +185,16 @@ def _check_statistics(risk: Risk, statistics: str) -> None:
 
 
 def _flat(point: Point, parameters: FlatParameters, name: str) -> Tensor:
-    vector = parameters.ravel(point) if isinstance(point, Mapping) else torch.as_tensor(point)
-    if vector.shape != (parameters.size,):
+    vector: Any = parameters.ravel(point) if isinstance(point, Mapping) else point
+    if getattr(vector, "shape", None) != (parameters.size,):
+        given = f"shape {tuple(point.shape)}" if isinstance(point, Tensor) else f"value {point!r}"
         msg = (
-            f"{name} has shape {tuple(vector.shape)}; expected ({parameters.size},), such as "
-            "risk.parameters.ravel() returns."
+            f"{name} has {given}; expected a vector of shape ({parameters.size},), such as "
+            "risk.parameters.ravel() returns, or the blocks by parameter name."
         )
         raise ValueError(msg)
     device = parameters.space.device
-    return vector.detach().to(device).to(wide_dtype(device))
+    return torch.as_tensor(vector).detach().to(device).to(wide_dtype(device))
 
 
 def _assign(parameters: FlatParameters, x: Tensor) -> None:
@@ -232,6 +238,11 @@ def population_statistics(model: nn.Module, data: Any) -> Iterator[None]:
     model : torch.nn.Module
     data
         As for `Risk`; targets are not used.
+
+    Yields
+    ------
+    None
+        The context.
 
     Raises
     ------

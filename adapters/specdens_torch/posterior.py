@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -175,7 +176,7 @@ def as_basis(value: Any, name: str, parameters: FlatParameters) -> Basis:
 
     Parameters
     ----------
-    value : tensor or pair of tensors or None
+    value : tensor, array, pair of them or None
         Q of shape (D, k) with orthonormal columns; (U, V), orthogonal of the orders of the
         weight's first axis and of the product of the others, either of them None for the identity;
         or None for the standard basis.
@@ -196,6 +197,8 @@ def as_basis(value: Any, name: str, parameters: FlatParameters) -> Basis:
     columns = size // rows if rows else 0
     kept = {"dtype": parameters.space.working_dtype, "device": parameters.space.device}
     basis: Basis
+    if isinstance(value, np.ndarray):
+        value = torch.as_tensor(value)
     if value is None:
         basis = KroneckerBasis(rows, columns)
     elif isinstance(value, Tensor):
@@ -208,7 +211,8 @@ def as_basis(value: Any, name: str, parameters: FlatParameters) -> Basis:
         basis = DenseBasis(value.detach().to(**kept))
     elif isinstance(value, tuple | list) and len(value) == 2:
         sides: list[Tensor | None] = []
-        for side, order in zip(value, (rows, columns), strict=True):
+        for given, order in zip(value, (rows, columns), strict=True):
+            side = None if given is None else torch.as_tensor(given)
             if side is not None and tuple(side.shape) != (order, order):
                 msg = (
                     f"basis of {name!r} has a factor of shape {tuple(side.shape)}; expected "
@@ -268,7 +272,15 @@ class GaussianPosterior:
         -------
         tensor of shape (n, num_samples)
             ``parameters.unravel(draws[:, 0])`` is what `torch.func.functional_call` takes.
+
+        Raises
+        ------
+        ValueError
+            If `num_samples` is not a positive integer.
         """
+        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
+            msg = f"num_samples={num_samples!r} must be a positive integer."
+            raise ValueError(msg)
         generator = torch.Generator().manual_seed(seed)
         draws = [
             self.mean + self.noise(normal_numbers(self.mean, generator)) for _ in range(num_samples)
@@ -280,8 +292,7 @@ class GaussianPosterior:
         return rotated_noise(self.bases, self.scales, normal)
 
     def __repr__(self) -> str:
-        kinds = sorted({type(basis).__name__ for basis in self.bases.values()})
-        return f"GaussianPosterior(n={len(self.mean):,}, {', '.join(kinds)})"
+        return f"GaussianPosterior(n={len(self.mean):,})"
 
 
 def normal_numbers(like: Tensor, generator: torch.Generator) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 from xml.etree import ElementTree
 
@@ -15,10 +16,20 @@ _SIZE = 18  # pixels, for text of 16
 ziamath.config.precision = 2
 
 
+def _has_lines(tex: str) -> bool:
+    """Return whether a formula has several lines, or marks to align, outside of environments."""
+    return r"\begin" not in tex and ("&" in tex or r"\\" in tex)
+
+
 def _draw(node: nodes.math | nodes.math_block, *, inline: bool) -> str:
     """Return the formula of a node in the text's color; sizes follow the text, too."""
     tex = node.astext()
-    formula = ziamath.Latex(tex, size=_SIZE, color="currentColor", inline=inline)
+    aligned = rf"\begin{{aligned}}{tex}\end{{aligned}}" if _has_lines(tex) else tex
+    try:
+        formula = ziamath.Latex(aligned, size=_SIZE, color="currentColor", inline=inline)
+    except Exception as error:  # of many kinds; the page is complete but for this formula
+        _logger.warning("formula that cannot be drawn (%s): %s", error, tex, location=node)
+        return f"<code>{escape(tex)}</code>"
     if "\\" in formula.mathmlstr():
         _logger.warning("formula with an unknown command: %s", tex, location=node)
     svg = formula.svgxml()

@@ -160,12 +160,14 @@ def certificate(
     ----------
     errors : array_like of shape (m,)
         Fraction of the examples that each of m independent draws gets wrong.
-    mean, scales, prior_mean, multiplicities
+    mean, scales, prior_mean
         Posterior and center of the prior, see `gaussian_kl`.
     prior_variance : float
         A good one; it is rounded to the grid up and down, and the better bound kept.
     num_examples : int
         n: the examples that `errors` were measured on.
+    multiplicities : int or array_like of shape (k,)
+        As in `gaussian_kl`.
     grid : PriorGrid, optional
     delta : float
         Probability that the draws mislead.

@@ -29,10 +29,12 @@ def gaussian_kl(
 
     Parameters
     ----------
-    mean, prior_mean : array_like of shape (D,)
-        w and :math:`w_0`.
+    mean : array_like of shape (D,)
+        w.
     scales : array_like of shape (k,)
         Standard deviations s, along any orthonormal basis.
+    prior_mean : array_like of shape (D,)
+        :math:`w_0`.
     prior_variance : float
         :math:`\lambda`.
     multiplicities : int or array_like of shape (k,)

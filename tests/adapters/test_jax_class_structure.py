@@ -1,4 +1,4 @@
-"""Class structure of JAX models against dense extended gradients, identities and the torch twin."""
+"""Class structure of JAX models against dense extended gradients and identities."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ def case_of(name):
     }[name]()
 
 
-FAST = [("imbalanced", "uniform"), ("smoothed", "probability")]
+FAST = [("smoothed", "probability")]  # uniform weights: test_structure_agreement
 ALL = FAST + [
     pytest.param(name, weighting, marks=pytest.mark.slow)
     for name in ("hard", "smoothed", "soft", "imbalanced", "tokens", "next tokens")
@@ -208,12 +208,10 @@ def test_dense_extended_gradients(name, weighting):
     assert_close(sum(parts.values()), whole(GaussNewton(structure.risk)), 1e-10)
 
 
+@pytest.mark.slow  # test_structure_agreement compares them with those of torch
 @pytest.mark.parametrize(
     ("name", "weighting"),
-    [
-        ("smoothed", "probability"),
-        *(pytest.param(n, "uniform", marks=pytest.mark.slow) for n in ("soft", "imbalanced")),
-    ],
+    [("smoothed", "probability"), ("soft", "uniform"), ("imbalanced", "uniform")],
 )
 def test_spectra_bases_and_distances(name, weighting):
     structure, dense = structure_of(name, weighting), dense_of(name, weighting)
@@ -264,6 +262,10 @@ def test_principal_subspace():
     assert_close(basis @ basis.T, vectors[:, -2:] @ vectors[:, -2:].T, 1e-9)
     with pytest.raises(ValueError, match=r"k=4 must be an integer from 1 to the number 3"):
         structure.principal_subspace(4)
+
+
+@pytest.mark.slow
+def test_principal_subspace_has_at_most_the_rank():
     with pytest.raises(ValueError, match="k=3 exceeds the rank 2"):
         structure_of("imbalanced", "uniform").principal_subspace(3)
 
@@ -289,36 +291,7 @@ def test_knockouts_and_attribution():
     assert every == pytest.approx(chance, rel=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("name", "weighting"),
-    [*FAST, pytest.param("soft", "uniform", marks=pytest.mark.slow)],
-)
-def test_torch_agrees(name, weighting):
-    """Up to the order of the parameters, which spectra and distances do not depend on."""
-    torch = pytest.importorskip("torch")
-    specdens_torch = pytest.importorskip("specdens_torch")
-    twin = pytest.importorskip("specdens_torch.class_structure")
-    case, params = case_of(name), risk_of(name).params
-    layers = torch.nn.Linear(4, 5), torch.nn.Linear(5, CLASSES, bias=False)
-    model = torch.nn.Sequential(layers[0], torch.nn.Tanh(), layers[1]).double()
-    own = {"0.weight": params["w"].T, "0.bias": params["b"], "2.weight": params["v"].T}
-    model.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in own.items()})
-    weights = case.loss.class_weights and torch.tensor(case.loss.class_weights).double()
-    loss = torch.nn.CrossEntropyLoss(
-        weight=weights, label_smoothing=case.loss.label_smoothing, reduction=case.reduction
-    )
-    data = (numbers(*case.shape, seed=1), case.targets)
-    data = tuple(torch.from_numpy(np.array(array)) for array in data)
-    there = twin.ClassStructure(specdens_torch.Risk(model, loss, data), weighting=weighting)
-    here = structure_of(name, weighting)
-    assert_close(here.pair_weights, there.pair_weights)
-    assert_close(here.class_weights, there.class_weights)
-    for part in ("class", "cross", "equal", "means"):
-        assert_close(here.eigenvalues(part), there.eigenvalues(part))
-        assert here.basis(part).shape == there.basis(part).shape
-    assert_close(here.squared_distances(), there.squared_distances())
-
-
+@pytest.mark.slow
 def test_little_memory_changes_nothing(monkeypatch):
     risk = risk_of("smoothed")
     lavish = structure_of("smoothed", "probability")
@@ -335,7 +308,7 @@ def test_little_memory_changes_nothing(monkeypatch):
 
 
 def test_repeated_products_compile_nothing():
-    structure = structure_of("imbalanced", "uniform")
+    structure = structure_of("smoothed", "probability")
     x = jnp.eye(structure.space.dimension)
     operators = [getattr(structure, f"G_{part}") for part in PARTS]
     first = [operator @ x for operator in operators]
@@ -346,7 +319,7 @@ def test_repeated_products_compile_nothing():
     )
     try:
         again = [operator @ x for operator in operators]
-        other = ClassStructure(elsewhere, weighting="uniform")
+        other = ClassStructure(elsewhere)
         moved = [other.G_cross @ x, other.G_within @ x]
         assert not any("backend_compile" in event for event in events)
     finally:
@@ -379,6 +352,9 @@ def test_what_is_refused():
         ClassStructure(mlp)
     with pytest.raises(ValueError, match="weighting='icml'"):
         ClassStructure(risk, weighting="icml")
+    for number in (1, "3", True):
+        with pytest.raises(ValueError, match=r"num_classes=.* must be an integer of at least 2"):
+            ClassStructure(risk, num_classes=number)
     with pytest.raises(ValueError, match="num_classes=4 differs from the 3 logits"):
         _ = ClassStructure(risk, num_classes=4).pair_weights
     structure = structure_of("smoothed", "probability")

@@ -44,14 +44,14 @@ def perceptron(params, inputs):
     return jnp.maximum(inputs @ params["in"] + params["bias"], 0) @ params["out"]
 
 
+@cache
 def case(**options):
     """Return a risk of a softmax classifier and its parameters before training."""
     before = {"in": numbers(4, 4), "bias": numbers(4, seed=1), "out": numbers(4, 3, seed=2)}
     params = jax.tree.map(lambda leaf: leaf + 0.1, before)
-    labels = jnp.asarray(np.random.default_rng(3).integers(3, size=25))
-    return Risk(perceptron, CrossEntropy(), params, (numbers(25, 4, seed=4), labels), **options), (
-        before
-    )
+    labels = jnp.asarray(np.random.default_rng(3).integers(3, size=20))
+    data = numbers(20, 4, seed=4), labels
+    return Risk(perceptron, CrossEntropy(), params, data, **options), before
 
 
 def dense_q(basis):
@@ -77,6 +77,7 @@ def test_bases_give_the_covariance_and_take_it_along(kind):
     assert gaussian_kl(x, moved, 0 * x, 0.3) < gaussian_kl(x, scales, 0 * x, 0.3)
 
 
+@pytest.mark.slow
 def test_curvature_bases_diagonalize():
     risk, _ = case()
     exact = choose_bases(risk, "exact")
@@ -84,7 +85,7 @@ def test_curvature_bases_diagonalize():
         rotated = q.T @ (block @ jnp.eye(block.space.dimension)).astype(q.dtype) @ q
         np.testing.assert_allclose(rotated, jnp.diag(jnp.diag(rotated)), atol=1e-12)
     _, inputs_first, _ = choose_bases(risk, "kronecker")  # of a square leaf
-    x = numbers(25, 4, seed=4)
+    x = numbers(20, 4, seed=4)
     rotated = inputs_first[0].T @ (x.T @ x) @ inputs_first[0]
     np.testing.assert_allclose(rotated, jnp.diag(jnp.diag(rotated)), atol=1e-10)
 
@@ -117,6 +118,7 @@ def trained():
     return risk, before, Classifier.of(unseen)
 
 
+@pytest.mark.slow
 def test_curvature_improves_the_bound_and_the_bound_holds():
     with jax.enable_x64(False):
         risk, before, unseen = trained()
@@ -150,7 +152,7 @@ def test_own_bases():
     assert pac_bayes(risk, risk.parameters.ravel(before), basis=own, **SHORT).bound == made.bound
 
 
-@pytest.mark.parametrize("labels", ["-1 and 1", "classes"])
+@pytest.mark.parametrize("labels", ["-1 and 1", pytest.param("classes", marks=pytest.mark.slow)])
 def test_errors_and_surrogates_of_a_linear_classifier(labels):
     x, y = jnp.array([[1.0], [2.0], [-3.0], [0.5]]), jnp.array([1, 0, 0, 1])
     if labels == "classes":
@@ -180,7 +182,7 @@ def refused():
 
     def regression():
         risk, before = case()
-        data = numbers(25, 4), numbers(25, 3)
+        data = numbers(20, 4), numbers(20, 3)
         return Risk(perceptron, BinaryCrossEntropy(), risk.params, data), before, {}
 
     return {

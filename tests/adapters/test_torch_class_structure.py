@@ -20,13 +20,18 @@ from tests.adapters.torch_class_cases import case
 
 PARTS = ("class", "cross", "within", "equal")
 WEIGHTINGS = ("probability", "uniform")
+SLOW = pytest.mark.slow
+# Every second one, the others when there is time.
+CASES = [
+    pytest.param(name, weighting, marks=() if (i + j) % 2 == 0 else SLOW)
+    for i, name in enumerate(
+        ("hard", "soft", "smoothed", "weighted", "ignored", "imbalanced", "empty", "sum")
+    )
+    for j, weighting in enumerate(WEIGHTINGS)
+]
 
 
-CASES = ("hard", "soft", "smoothed", "weighted", "ignored", "imbalanced", "empty", "sum")
-
-
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "weighting"), CASES)
 def test_parts_weights_and_means_are_those_of_the_definitions(name: str, weighting: str) -> None:
     data = case(name)
     dense, structure = data.dense(weighting), data.structure(weighting)
@@ -69,7 +74,7 @@ def product_of_identity(operator: Any) -> Tensor:
     return operator @ torch.eye(operator.space.dimension, dtype=operator.space.dtype)
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("weighting", ["uniform", pytest.param("probability", marks=SLOW)])
 def test_a_small_budget_gives_the_same(weighting: str) -> None:
     """Graphs are made anew, class means are streamed, the Gram matrix comes in blocks."""
     data = case("weighted")
@@ -204,7 +209,7 @@ def test_distances_are_those_of_the_means() -> None:
     assert hierarchy.embedding(found).shape == (12, 2)
 
 
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("weighting", ["probability", pytest.param("uniform", marks=SLOW)])
 def test_pixels_and_tokens_are_examples(weighting: str) -> None:
     """Targets along further axes, and losses of language models, as rows of a plain classifier."""
     torch.manual_seed(2)
@@ -340,9 +345,9 @@ def test_errors_name_the_argument(call: Any, error: type[Exception], message: st
 
 def test_errors_of_data_and_losses() -> None:
     data = case("hard")
-    squares = ClassStructure(Risk(data.model, nn.MSELoss(), (data.inputs, data.members)))
+    squares = Risk(data.model, nn.MSELoss(), (data.inputs, data.members))
     with pytest.raises(ValueError, match="loss=MSELoss is no softmax cross-entropy"):
-        _ = squares.class_means
+        ClassStructure(squares)
     negative = data.members - 0.1
     odd = ClassStructure(Risk(data.model, data.loss, (data.inputs, negative)))
     with pytest.raises(ValueError, match="negative or add up to zero"):

@@ -89,8 +89,8 @@ def test_factors_of_a_linear_layer_are_the_averages_of_their_definition(place, r
     total = (weights := torch.where(labels < 0, 0.0, weight[labels.clamp(0)])).sum()
     kappa = weights / (total if reduction == "mean" else 1)
     left, right = second_moments(x, U, p, kappa, weights / total, "expand")
-    torch.testing.assert_close(factors.left, left, **TIGHT)
-    torch.testing.assert_close(factors.right, right, **TIGHT)
+    np.testing.assert_allclose(factors.left, left, **TIGHT)
+    np.testing.assert_allclose(factors.right, right, **TIGHT)
     torch.testing.assert_close(matrix(factors.operator()), torch.kron(left, right), **TIGHT)
 
 
@@ -102,8 +102,8 @@ def test_factors_of_a_convolution_are_the_averages_of_their_definition(build, sh
     factors = KroneckerFactors(risk, "0", weight_sharing=sharing)
     even = torch.full((6,), 1 / 6, dtype=torch.float64)
     left, right = second_moments(*derivatives(model, 0, inputs), even, even, sharing)
-    torch.testing.assert_close(factors.left, left, **TIGHT)
-    torch.testing.assert_close(factors.right, right, **TIGHT)
+    np.testing.assert_allclose(factors.left, left, **TIGHT)
+    np.testing.assert_allclose(factors.right, right, **TIGHT)
 
 
 def test_little_memory_gives_the_same_numbers(monkeypatch):
@@ -112,8 +112,8 @@ def test_little_memory_gives_the_same_numbers(monkeypatch):
     monkeypatch.setattr(layer_passes, "_MOST_ENTRIES", 150)  # two examples' patches
     risk = Risk(model, nn.CrossEntropyLoss(), (inputs, labels), memory_budget=3000)
     again = KroneckerFactors(risk, "0", bias=True)
-    torch.testing.assert_close(again.left, factors.left, **TIGHT)
-    torch.testing.assert_close(again.right, factors.right, **TIGHT)
+    np.testing.assert_allclose(again.left, factors.left, **TIGHT)
+    np.testing.assert_allclose(again.right, factors.right, **TIGHT)
     found = again.corrected().eigenvalues
     np.testing.assert_allclose(found, factors.corrected().eigenvalues, rtol=1e-9, atol=1e-14)
     assert again.risk.passes.num_chunks > 1
@@ -149,9 +149,9 @@ def test_the_output_layer_has_the_average_curvature_with_a_null_vector():
     model, (inputs, labels) = mlp(), classes()
     factors = KroneckerFactors(Risk(model, nn.CrossEntropyLoss(), (inputs, labels)), "2")
     p = torch.softmax(model(inputs), -1).detach()
-    torch.testing.assert_close(factors.left, average_curvature(p), **TIGHT)
-    assert factors.left.sum(1).abs().max() < 1e-15
-    assert torch.linalg.eigvalsh(factors.left)[1] > 1e-3  # of rank C - 1
+    np.testing.assert_allclose(factors.left, average_curvature(p), **TIGHT)
+    assert np.abs(factors.left.sum(1)).max() < 1e-15
+    assert np.linalg.eigvalsh(factors.left)[1] > 1e-3  # of rank C - 1
 
 
 def test_factors_per_class_add_up_products_of_class_averages():
@@ -168,7 +168,7 @@ def test_factors_per_class_add_up_products_of_class_averages():
     torch.testing.assert_close(matrix(factors.operator()), expected, **TIGHT)
     whole = KroneckerFactors(risk, "0")
     for name in ("left", "right"):
-        torch.testing.assert_close(getattr(factors, name), getattr(whole, name), **TIGHT)
+        np.testing.assert_allclose(getattr(factors, name), getattr(whole, name), **TIGHT)
     found = factors.eigsh(3)
     assert found.pairs is None
     values = torch.linalg.eigvalsh(expected).flip(0)
@@ -252,7 +252,7 @@ def test_losses_other_than_softmax_cross_entropy():
     A = torch.diag_embed(12 * (model(inputs) - targets).detach() ** 2)  # noqa: N806
     A[:, [0, 1], [1, 0]] += 1
     left = torch.einsum("nams,nab,nbks->mk", U, A, U) / 12
-    torch.testing.assert_close(factors.left, left, **TIGHT)
+    np.testing.assert_allclose(factors.left, left, **TIGHT)
 
 
 def test_next_tokens_take_every_row_of_logits():
@@ -261,9 +261,9 @@ def test_next_tokens_take_every_row_of_logits():
     tokens = torch.tensor([[0, 1, 2], [3, 3, 1]])
     factors = KroneckerFactors(Risk(model, next_token_loss, (tokens, tokens)), "3")
     p = torch.softmax(model(tokens), -1).detach()[:, :-1].flatten(0, 1)
-    torch.testing.assert_close(factors.left, average_curvature(p), **TIGHT)
+    np.testing.assert_allclose(factors.left, average_curvature(p), **TIGHT)
     rows = model[:3](tokens).detach().flatten(0, 1)
-    torch.testing.assert_close(factors.right, rows.T @ rows / 6, **TIGHT)
+    np.testing.assert_allclose(factors.right, rows.T @ rows / 6, **TIGHT)
 
 
 def test_classes_of_tokens_are_those_of_the_next_ones():
@@ -286,8 +286,8 @@ def test_classes_of_tokens_are_those_of_the_next_ones():
 def test_eigenpairs_and_correspondence_name_the_pairs():
     factors = KroneckerFactors(Risk(mlp(), nn.CrossEntropyLoss(), classes()), "0", bias=True)
     found = factors.eigsh(5)
-    dense = torch.linalg.eigvalsh(torch.kron(factors.left, factors.right)).flip(0)
-    np.testing.assert_allclose(found.eigenvalues, dense[:5].numpy(), rtol=1e-12)
+    dense = np.linalg.eigvalsh(np.kron(factors.left, factors.right))[::-1]
+    np.testing.assert_allclose(found.eigenvalues, dense[:5], rtol=1e-12)
     operator = factors.operator()
     check_operator(operator)
     torch.testing.assert_close(
@@ -304,8 +304,8 @@ def test_single_precision_has_factors_in_double():
     narrow = {"dtype": torch.float32}
     risk = Risk(mlp(**narrow), nn.CrossEntropyLoss(), classes(**narrow))
     factors = KroneckerFactors(risk, "0")
-    assert factors.left.dtype == factors.right.dtype == torch.float64
-    torch.testing.assert_close(factors.left, left, rtol=1e-5, atol=1e-7)
+    assert factors.left.dtype == factors.right.dtype == np.float64
+    np.testing.assert_allclose(factors.left, left, rtol=1e-5, atol=1e-7)
     assert factors.operator().space == GaussNewton(factors.risk).space
     assert factors.eigsh(2).eigenvectors.dtype == torch.float32
     assert (factors.corrected() @ torch.ones(20)).dtype == torch.float32
@@ -318,9 +318,9 @@ def test_factors_follow_the_parameters_and_leave_the_model_alone():
     assert factors.left is before
     with torch.no_grad():
         model[2].weight.mul_(2)
-    assert (factors.left - before).abs().max() > 1e-3
+    assert np.abs(factors.left - before).max() > 1e-3
     fresh = KroneckerFactors(Risk(model, nn.CrossEntropyLoss(), data), "0")
-    torch.testing.assert_close(factors.left, fresh.left, rtol=0, atol=0)
+    np.testing.assert_allclose(factors.left, fresh.left, rtol=0, atol=0)
     hooks = [*model._forward_pre_hooks, *(h for m in model.modules() for h in m._forward_hooks)]
     assert not hooks
     assert all(p.grad is None for p in model.parameters())

@@ -176,22 +176,27 @@ def trained():
     return risk, before
 
 
-def test_curvature_improves_the_bound_and_the_bound_holds():
+@pytest.mark.parametrize(
+    ("epochs", "refreshes"), [(30, False), pytest.param(60, True, marks=pytest.mark.slow)]
+)
+def test_curvature_improves_the_bound_and_the_bound_holds(epochs, refreshes):
     """The ordering of the paper in miniature: refreshed <= Kronecker < standard basis."""
     risk, before = trained()
-    options = {"epochs": 60, "learning_rate": 0.03, "num_monte_carlo": 300}
+    options = {"epochs": epochs, "learning_rate": 0.03, "num_monte_carlo": 300}
     standard = pac_bayes(risk, before, **options)
     kronecker = pac_bayes(risk, before, basis="kronecker", **options)
-    refreshed = pac_bayes(risk, before, basis="kronecker", refresh_every=10, **options)
-    assert standard.bound < 0.7
+    results = [standard, kronecker]
+    assert standard.bound < (0.7 if refreshes else 0.8)
     assert kronecker.bound <= 0.9 * standard.bound
-    assert refreshed.bound <= kronecker.bound + 0.01
+    if refreshes:
+        results += [pac_bayes(risk, before, basis="kronecker", refresh_every=10, **options)]
+        assert results[2].bound <= kronecker.bound + 0.01
     inputs, labels = digits()
     unseen = Classifier.of(Risk(risk.model, nn.BCEWithLogitsLoss(), (inputs[1200:], labels[1200:])))
-    for result in (standard, kronecker, refreshed):
+    for result in results:
         assert unseen.errors(result.posterior.sample(50, seed=1).T).mean() < result.bound
         assert result.history["objective"][-1] < 0.5 * result.history["objective"][0]
-        assert result.history["kl"][-1] == pytest.approx(result.kl, rel=0.01)
+        assert result.history["kl"][-1] == pytest.approx(result.kl, rel=0.02)
         assert result.confidence == pytest.approx(0.965)
 
 
