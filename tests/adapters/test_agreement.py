@@ -113,7 +113,7 @@ def assert_same(here, there, rtol=1e-10):
     ("loss", "activation"),
     [
         ("weighted", "tanh"),
-        ("squared error", "relu"),
+        pytest.param("squared error", "relu", marks=pytest.mark.slow),
         *(
             pytest.param(loss, "tanh", marks=pytest.mark.slow)
             for loss in LOSSES

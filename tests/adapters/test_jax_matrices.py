@@ -31,6 +31,11 @@ MATRICES = {
         "Fisher", "TangentKernel",
     )
 }  # fmt: skip
+#: All of them, most only in the slow tests: what takes long is compiling.
+FEW = [
+    name if name in ("Hessian", "Fisher") else pytest.param(name, marks=pytest.mark.slow)
+    for name in MATRICES
+]
 WEIGHTS = (1.0, 3.0, 0.5)
 
 
@@ -150,9 +155,8 @@ class Dense:
         }[name]()
 
 
-@pytest.mark.parametrize(
-    "model", [m if m == "mlp" else pytest.param(m, marks=pytest.mark.slow) for m in MODELS]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("model", MODELS)
 def test_matrices_against_dense_derivatives(model):
     risk, dense = risk_of(model), Dense(model)
     for name in MATRICES:
@@ -199,7 +203,7 @@ def test_blocks_of_a_relu_layer_vanish_in_the_residual():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in MATRICES if name != "TangentKernel"])
+@pytest.mark.parametrize("name", FEW[:-1])
 def test_layers_are_diagonal_blocks(name):
     operator = MATRICES[name](risk_of("mlp", weight_decay=0.2))
     matrix, parameters = whole(operator), operator.parameters
@@ -263,7 +267,7 @@ def calls_of_run(name, num_probes, num_steps):
     return predict.calls, operator, predict
 
 
-@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("name", FEW)
 def test_nothing_is_traced_twice(name):
     """Two shapes of batches, the last one ragged: traces do not grow with steps or probes."""
     short, operator, predict = calls_of_run(name, 1, 2)
@@ -289,7 +293,7 @@ def test_nothing_is_traced_twice(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("name", FEW)
 def test_other_parameters_compile_nothing(name):
     predict = Counted()
     risk = counted(predict)
@@ -325,7 +329,7 @@ def test_a_product_that_is_not_finite_stops_a_run():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", MATRICES)
+@pytest.mark.parametrize("name", FEW)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_lower_precision(name, dtype):
     half = dtype == "bfloat16"

@@ -43,7 +43,7 @@ def whole(operator):
     return np.asarray(operator @ jnp.eye(operator.space.dimension, dtype=operator.space.dtype))
 
 
-@pytest.mark.parametrize("x64", [True, False])
+@pytest.mark.parametrize("x64", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_compensated_sums_beat_plain_ones(x64):
     """1500 batches of one example in float32, against float64 throughout."""
     count = 1500

@@ -133,6 +133,7 @@ def test_curvature_improves_the_bound_and_the_bound_holds():
     assert kronecker.bound <= 0.9 * standard.bound
 
 
+@pytest.mark.slow
 def test_seeds_reproduce():
     risk, before = case()
     own = {"in": (orthogonal(4, 0), None), "out": orthogonal(12, 1)}

@@ -38,6 +38,7 @@ def test_on_eight_devices():
     assert "skipped" not in run.stdout
 
 
+@pytest.mark.slow
 def test_on_two_processes_of_four_devices():
     with socket.socket() as free:
         free.bind(("localhost", 0))

@@ -282,6 +282,8 @@ TOKEN_CASES = {
 }
 
 
+#: Made of what other cases have, and long.
+TWICE_COVERED = ("transformer", "encoder norm first")
 DATA = (normal(4), LABELS)
 NESTED = pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
 
@@ -291,7 +293,10 @@ def built(make):
     return make().double()
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] * (n in TWICE_COVERED)) for n in CASES],
+)
 @NESTED
 def test_layers(name):
     make, shape = CASES[name]
