@@ -20,6 +20,7 @@ extensions = [
     "sphinx.ext.autosummary",
     "numpydoc",
     "benchmarks",
+    "claims",
     "gallery",
     "math_svg",
     "public_names",
