@@ -18,14 +18,15 @@ SOURCES = sorted([*ROOT.glob("specdens/**/*.py"), *ROOT.glob("adapters/**/*.py")
 ADAPTERS = set(
     """
     ClassStructure CorrectedKronecker Fisher FlatParameters GaussNewton GaussianPosterior
-    GradientCovariance GradientSecondMoment Hessian KroneckerFactors LinePath Residual Risk
-    TangentKernel along_line gradient layerwise next_token_loss pac_bayes risk_value token_loss
+    GradientCovariance GradientSecondMoment Hessian KroneckerFactors LayerStructure LinePath
+    Residual Risk TangentKernel along_line gradient layerwise next_token_loss pac_bayes
+    risk_value token_loss
     """.split()  # noqa: SIM905
 )
 TORCH = set(
     """
-    LayerStructure SpectrumHistory SpectrumRecord SpectrumTracker population_statistics
-    spread_probes stability_edge
+    SpectrumHistory SpectrumRecord SpectrumTracker population_statistics spread_probes
+    stability_edge
     """.split()  # noqa: SIM905
 )
 JAX = {"BinaryCrossEntropy", "CrossEntropy", "SquaredError"}
@@ -69,6 +70,7 @@ HOST_ONLY = [
     {"measure"},
     {"saving", "plotting", "html", "laws", "gram", "certificates"},
     {"hierarchy"},
+    {"layer_structure"},
 ]
 #: Imported when first needed, by methods of `SpectralMeasure`.
 LATE = {"plotting", "saving", "html"}

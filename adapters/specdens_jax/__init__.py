@@ -1,5 +1,6 @@
 """Curvature of JAX models as specdens operators: the names and meanings of `specdens_torch`."""
 
+from specdens.layer_structure import LayerStructure
 from specdens_jax.class_structure import ClassStructure
 from specdens_jax.fisher import Fisher
 from specdens_jax.gauss_newton import GaussNewton, Residual
@@ -34,6 +35,7 @@ __all__ = [
     "GradientSecondMoment",
     "Hessian",
     "KroneckerFactors",
+    "LayerStructure",
     "LinePath",
     "Residual",
     "Risk",

@@ -18,6 +18,8 @@ from specdens import (
     hierarchy,
     project_out,
 )
+from specdens.layer_structure import LayerStructure
+from specdens_jax.class_layers import layer_structure
 from specdens_jax.class_means import ClassMeans, matmul
 from specdens_jax.linearized import check_vectors
 from specdens_jax.sharding import automatic
@@ -294,6 +296,42 @@ class ClassStructure(ClassMeans):
             If C ** 4 numbers do not fit `MEMORY_BUDGET`.
         """
         return hierarchy.squared_distances(self.pair_gram(), self.pair_weights)
+
+    def layer(self, name: str) -> LayerStructure:
+        """Return means and moments of the inputs and errors of one linear layer, from one pass.
+
+        Parameters
+        ----------
+        name : str
+            The leaf that multiplies the layer's inputs, as for `KroneckerFactors`: a dense kernel
+            of either orientation, used once, on one vector for each example. It need not be among
+            the parameters that vary.
+
+        Returns
+        -------
+        LayerStructure
+
+        Raises
+        ------
+        ValueError
+            If there is no such leaf, its moments do not fit `MEMORY_BUDGET`, or targets are no
+            classes.
+
+        Examples
+        --------
+        >>> from specdens_jax import CrossEntropy, Risk
+        >>> data = jnp.array([[4.0, 0.0], [2.0, 0.0], [0.0, 6.0]]), jnp.array([0, 0, 1])
+        >>> params = {"kernel": jnp.zeros((2, 2))}  # all probabilities are 1/2
+        >>> risk = Risk(lambda params, x: x @ params["kernel"], CrossEntropy(), params, data)
+        >>> layer = ClassStructure(risk).layer("kernel")
+        >>> layer.feature_means
+        array([[3., 0.],
+               [0., 6.]])
+        >>> layer.error_means[:, 0, 1]  # of the first class, as if the second were the label
+        array([ 0.5, -0.5])
+        """
+        _ = self.num_classes  # which checks it
+        return layer_structure(self.risk, name, self.weighting)
 
     def _multiplied(self, part: str, rows: jax.Array) -> jax.Array:
         """Return the products of a part with rows (k, p)."""

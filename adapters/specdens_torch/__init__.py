@@ -1,6 +1,6 @@
 """Curvature of PyTorch models as specdens operators."""
 
-from specdens_torch.class_layers import LayerStructure
+from specdens.layer_structure import LayerStructure
 from specdens_torch.class_structure import ClassStructure
 from specdens_torch.fisher import Fisher
 from specdens_torch.gauss_newton import GaussNewton, Residual

@@ -10,7 +10,8 @@ from torch import Tensor
 
 import specdens
 from specdens import LinearOperator, VectorSpace, aslinearoperator, hierarchy
-from specdens_torch.class_layers import LayerStructure, layer_structure
+from specdens.layer_structure import LayerStructure
+from specdens_torch.class_layers import layer_structure
 from specdens_torch.class_products import check_softmax
 from specdens_torch.class_sweeps import ClassSweeps, PartOperator, orthonormalized
 from specdens_torch.parameters import FlatParameters
@@ -320,10 +321,9 @@ class ClassStructure:
         if how != "project":
             msg = f"how={how!r} is unknown; expected 'project' or 'subtract'."
             raise ValueError(msg)
-        basis = self.basis(part)
-        return (
-            specdens.project_out(operator, basis) if basis.shape[1] else aslinearoperator(operator)
-        )
+        if not (basis := self.basis(part)).shape[1]:
+            return aslinearoperator(operator)
+        return specdens.project_out(operator, basis)
 
     def attribution(
         self, eigenvalues: Any, eigenvectors: Tensor, part: str = "class"

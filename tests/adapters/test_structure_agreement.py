@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -90,6 +91,29 @@ def test_class_structures_are_the_same():
         for structure, convert in ((here, torch.tensor), (there, jnp.asarray))
     ]
     np.testing.assert_allclose(*shares, rtol=1e-10)
+
+
+@pytest.mark.parametrize("weighting", ["probability", "uniform"])
+def test_layers_are_the_same(weighting):
+    """Also with a kernel of shape (inputs, outputs), as Flax has them."""
+    kernel = "0_weight"
+    in_torch, in_jax = risks()
+    here = specdens_torch.ClassStructure(in_torch, weighting=weighting).layer(kernel[0])
+    turned = {**in_jax.params, kernel: in_jax.params[kernel].T}
+
+    def predict_turned(params, inputs):
+        return predict({**params, kernel: params[kernel].T}, inputs)
+
+    data = next(in_jax.batches())
+    flax_like = specdens_jax.Risk(predict_turned, in_jax.loss, turned, tuple(data), "1_bias")
+    for risk in (in_jax, flax_like):
+        there = specdens_jax.ClassStructure(risk, weighting=weighting).layer(kernel)
+        for field in dataclasses.fields(here)[1:]:
+            same(getattr(here, field.name), getattr(there, field.name))
+        for part in (None, "class", "cross", "equal", "means", "within"):
+            same(here.error_eigenvalues(part), there.error_eigenvalues(part))
+        same(here.feature_eigenvalues(), there.feature_eigenvalues())
+        assert repr(here).replace(repr(kernel[0]), repr(kernel)) == repr(there)
 
 
 @pytest.mark.parametrize(
