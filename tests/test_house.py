@@ -68,7 +68,7 @@ HOST_ONLY = [
     {"interpolation"},
     {"interpretation"},
     {"measure"},
-    {"saving", "plotting", "html", "laws", "gram", "certificates"},
+    {"saving", "plotting", "html", "laws", "gram", "certificates", "line_path"},
     {"hierarchy"},
     {"layer_structure"},
 ]

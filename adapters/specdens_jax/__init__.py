@@ -1,6 +1,7 @@
 """Curvature of JAX models as specdens operators: the names and meanings of `specdens_torch`."""
 
 from specdens.layer_structure import LayerStructure
+from specdens.line_path import LinePath
 from specdens_jax.class_structure import ClassStructure
 from specdens_jax.fisher import Fisher
 from specdens_jax.gauss_newton import GaussNewton, Residual
@@ -16,7 +17,7 @@ from specdens_jax.losses import (
 )
 from specdens_jax.pac_bayes import pac_bayes
 from specdens_jax.parameters import FlatParameters
-from specdens_jax.paths import LinePath, along_line
+from specdens_jax.paths import along_line
 from specdens_jax.posterior import GaussianPosterior
 from specdens_jax.risk import Risk, gradient, risk_value
 from specdens_jax.second_moment import GradientCovariance, GradientSecondMoment

@@ -1,6 +1,7 @@
 """Curvature of PyTorch models as specdens operators."""
 
 from specdens.layer_structure import LayerStructure
+from specdens.line_path import LinePath
 from specdens_torch.class_structure import ClassStructure
 from specdens_torch.fisher import Fisher
 from specdens_torch.gauss_newton import GaussNewton, Residual
@@ -11,7 +12,7 @@ from specdens_torch.language import next_token_loss, token_loss
 from specdens_torch.layerwise import layerwise
 from specdens_torch.pac_bayes import pac_bayes
 from specdens_torch.parameters import FlatParameters
-from specdens_torch.paths import LinePath, along_line, population_statistics
+from specdens_torch.paths import along_line, population_statistics
 from specdens_torch.posterior import GaussianPosterior
 from specdens_torch.risk import Risk, gradient, risk_value
 from specdens_torch.second_moment import GradientCovariance, GradientSecondMoment

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from specdens.line_path import LinePath, line_path
 from specdens_torch.data import DataSource
 from specdens_torch.evaluation import arguments_of, twice_differentiable
 from specdens_torch.parameters import FlatParameters
@@ -25,46 +26,6 @@ Point: TypeAlias = Tensor | Mapping[str, Tensor]
 Layers: TypeAlias = dict[nn.Module, str]
 
 _BATCH_NORMS = nn.modules.batchnorm._BatchNorm
-
-
-@dataclass(frozen=True, eq=False)
-class LinePath:
-    """What `along_line` found.
-
-    Attributes
-    ----------
-    alphas : ndarray of shape (m,)
-        Places on the line, 0 at the start and 1 at the end.
-    values : ndarray of shape (m,) or (m, ...)
-        The quantity there.
-    ends : ndarray of shape (2,) or (2, ...)
-        The quantity at the start and at the end.
-    """
-
-    alphas: np.ndarray
-    values: np.ndarray
-    ends: np.ndarray
-
-    @property
-    def chord(self) -> np.ndarray:
-        """The values of the straight line between both ends, in the shape of `values`."""
-        alphas = self.alphas.reshape(-1, *(1,) * (self.values.ndim - 1))
-        return (1 - alphas) * self.ends[0] + alphas * self.ends[1]
-
-    @property
-    def barrier(self) -> float | np.ndarray:
-        """Largest height above the chord between the ends, where it is 0: never negative."""
-        between = (self.alphas >= 0) & (self.alphas <= 1)
-        height = (self.values - self.chord)[between].max(axis=0, initial=0.0)
-        return float(height) if self.values.ndim == 1 else height
-
-    def __repr__(self) -> str:
-        low, high = self.alphas.min(), self.alphas.max()
-        barrier = np.array2string(np.asarray(self.barrier), precision=4)
-        return (
-            f"LinePath({len(self.alphas)} points from {low:g} to {high:g}, barrier {barrier} "
-            "above the chord)"
-        )
 
 
 def along_line(
@@ -133,7 +94,6 @@ def along_line(
     if not isinstance(risk, Risk):
         msg = f"risk has type {type(risk).__qualname__}; pass Risk(model, loss, data)."
         raise TypeError(msg)
-    places = _checked_alphas(alphas)
     _check_statistics(risk, statistics)
     first, last = (
         _flat(point, risk.parameters, name) for name, point in (("start", start), ("end", end))
@@ -147,20 +107,7 @@ def along_line(
         return np.asarray(found.detach().cpu() if isinstance(found, Tensor) else found, np.float64)
 
     with _put_back(risk.parameters):
-        values = [value(alpha) for alpha in places]
-        known = dict(zip(places.tolist(), values, strict=True))
-        ends = [known[alpha] if alpha in known else value(alpha) for alpha in (0.0, 1.0)]
-    return LinePath(places, np.stack(values), np.stack(ends))
-
-
-def _checked_alphas(alphas: ArrayLike) -> np.ndarray:
-    places = np.array(alphas, dtype=np.float64)
-    if places.ndim != 1 or not places.size or not np.isfinite(places).all():
-        msg = (
-            f"alphas={alphas!r} must be finite numbers in one row; np.linspace(0, 1, 21) are some."
-        )
-        raise ValueError(msg)
-    return places
+        return line_path(alphas, value)
 
 
 def _check_statistics(risk: Risk, statistics: str) -> None:
