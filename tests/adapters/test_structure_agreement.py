@@ -190,6 +190,7 @@ def with_options(**options):
     return lambda package, risk: package.pac_bayes(risk, np.zeros(43), **options)
 
 
+ENDS = np.zeros((2, 43))
 MISTAKES = {  # what is called, the error, a part of its message
     "weighting": (lambda m, r: m.ClassStructure(r, weighting="x"), ValueError, "weighting='x'"),
     "classes": (lambda m, r: m.ClassStructure(r, "3"), ValueError, "num_classes='3' must be an"),
@@ -199,7 +200,7 @@ MISTAKES = {  # what is called, the error, a part of its message
     "k": (lambda m, r: m.ClassStructure(r).principal_subspace(4), ValueError, "k=4 must be an"),
     "factors of no risk": (lambda m, r: m.KroneckerFactors(3, "0"), TypeError, "risk has type int"),
     "no layer": (lambda m, r: m.KroneckerFactors(r, "none"), ValueError, "'none'"),
-    "alphas": (lambda m, r: m.along_line(r, 0, 1, []), ValueError, r"alphas=\[\] must be"),
+    "alphas": (lambda m, r: m.along_line(r, *ENDS, []), ValueError, r"alphas=\[\] must be"),
     "line of no risk": (lambda m, r: m.along_line(3, 0, 1, [0.0]), TypeError, "risk has type int"),
     "start": (lambda m, r: m.along_line(r, "x", "y", [0.0]), ValueError, "start "),
     "kind of basis": (with_basis(3), TypeError, "basis"),
