@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from specdens import Arithmetic, VectorSpace
-from specdens_torch.evaluation import Evaluation, accumulate, twice_differentiable
+from specdens_torch.columns import Columns, blocks_of
+from specdens_torch.evaluation import Evaluation, twice_differentiable
 from specdens_torch.guards import Totals
 from specdens_torch.parameters import FlatParameters
 from specdens_torch.processes import Share
@@ -52,6 +53,7 @@ class RiskMatrix(Arithmetic, ABC):
     ) -> None:
         self.risk: Risk = as_risk(risk, loss, data, parameters, options)
         self._kept: _Kept | None = None
+        self._together = True  # until vmap proves unable to push columns together
 
     @abstractmethod
     def _linearize(self, evaluation: Evaluation) -> Linearized:
@@ -102,8 +104,8 @@ class RiskMatrix(Arithmetic, ABC):
             own = x.detach().clone() if x.is_inference() else x.detach()
             rows = (own.reshape(1, -1) if own.ndim == 1 else own.t()).contiguous()
             total = torch.zeros_like(rows, dtype=self.risk.accumulation_dtype)
-            columns, targets = columns_of(part, rows), _targets(part, total)
-            return Share(self._multiply(columns, targets, chosen), total, rows)
+            columns = Columns(_own_blocks(part, rows), blocks_of(part, total))
+            return Share(self._multiply(columns, chosen), total, rows)
 
         with twice_differentiable(self.risk.model), torch.no_grad():
             operation = f"product with {type(self).__name__}"
@@ -119,11 +121,15 @@ class RiskMatrix(Arithmetic, ABC):
         if self._decays and self.risk.weight_decay:
             total.add_(rows, alpha=self.risk.weight_decay)
 
-    def _multiply(
-        self, columns: list[list[Tensor]], targets: list[list[Tensor]], chosen: Sequence[int]
-    ) -> Totals:
-        """Add the product with every column to its target, and return the sum of weights."""
+    def _multiply(self, columns: Columns, chosen: Sequence[int]) -> Totals:
+        """Add the product with every vector to its target, and return the sum of weights."""
         passes = self.risk.passes
+        at_once = passes.plan().columns_at_once
+
+        def apply_to_columns(chunk: Linearized) -> None:
+            most = at_once if self._together else 1
+            self._together &= columns.add(lambda blocks: chunk(blocks, chosen), most)
+
         fingerprint = passes.fingerprint()
         if self._kept is None or self._kept.fingerprint != fingerprint:
             self._kept = None  # free the old graphs before new ones are made
@@ -131,7 +137,7 @@ class RiskMatrix(Arithmetic, ABC):
             def apply(evaluation: Evaluation) -> None:
                 chunk = self._linearize(evaluation)
                 del evaluation  # outputs and losses, which the products may not need
-                _apply(chunk, columns, targets, chosen)
+                apply_to_columns(chunk)
 
             if not passes.plan().keeps_graphs:
                 return passes.sweep(apply, cuts=self._cuts)
@@ -139,7 +145,7 @@ class RiskMatrix(Arithmetic, ABC):
             totals = passes.sweep(lambda e: chunks.append(self._linearize(e)), cuts=self._cuts)
             self._kept = _Kept(fingerprint, chunks, totals)
         for chunk in self._kept.chunks:
-            _apply(chunk, columns, targets, chosen)
+            apply_to_columns(chunk)
         return self._kept.totals
 
     def __repr__(self) -> str:
@@ -173,25 +179,12 @@ def check_vectors(x: Any, space: VectorSpace) -> None:
 
 def columns_of(part: FlatParameters, rows: Tensor) -> list[list[Tensor]]:
     """Return the blocks of every row, in the dtype and on the device of their parameters."""
-    own = list(part.tensors.values())
-    return [
-        [
-            block.to(device=p.device, dtype=p.dtype)
-            for block, p in zip(part.unravel(row).values(), own, strict=True)
-        ]
-        for row in rows
-    ]
+    blocks = _own_blocks(part, rows)
+    return [[block[i] for block in blocks] for i in range(len(rows))]
 
 
-def _targets(part: FlatParameters, total: Tensor) -> list[list[Tensor]]:
-    return [list(part.unravel(row).values()) for row in total]
-
-
-def _apply(
-    chunk: Linearized,
-    columns: Sequence[Sequence[Tensor]],
-    targets: Sequence[Sequence[Tensor]],
-    chosen: Sequence[int],
-) -> None:
-    for column, target in zip(columns, targets, strict=True):
-        accumulate(target, chunk(column, chosen))
+def _own_blocks(part: FlatParameters, rows: Tensor) -> list[Tensor]:
+    """Return the blocks of all rows, (k, *shape), as their parameters are kept."""
+    own = part.tensors.values()
+    views = blocks_of(part, rows)
+    return [v.to(device=p.device, dtype=p.dtype) for v, p in zip(views, own, strict=True)]

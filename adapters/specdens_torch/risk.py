@@ -13,12 +13,11 @@ from specdens_torch.data import DataSource
 from specdens_torch.evaluation import Evaluation, accumulate
 from specdens_torch.guards import Totals, check_fixed_batches
 from specdens_torch.losses import as_term_loss
+from specdens_torch.memory import default_memory_budget
 from specdens_torch.parameters import FlatParameters
 from specdens_torch.passes import Passes
 from specdens_torch.processes import Processes, Share, own_model
 from specdens_torch.selection import Selection
-
-DEFAULT_MEMORY_BUDGET = 2**30
 
 
 class Risk:
@@ -48,9 +47,10 @@ class Risk:
         The parameters that vary: names, glob patterns, submodules or parameters, frozen or not.
         By default those with ``requires_grad``. See `FlatParameters`.
     memory_budget : int
-        Bytes for saved activations, 1 GiB by default. If the linearized graphs of all chunks of
-        the data fit, a matrix keeps them between products; otherwise one chunk at a time must fit
-        (but a chunk has at least one example).
+        Bytes for saved activations; by default 1 GiB, or an eighth of a graphics processor's. If
+        the linearized graphs of all chunks of the data fit, a matrix keeps them between products;
+        otherwise one chunk at a time must fit (but a chunk has at least one example). As much
+        again bounds how many columns of a product a graphics processor computes at once.
     regroup : bool
         Whether batches may be cut and joined into chunks that compute fast. False keeps the batches
         that `data` gives, for losses that couple the examples of a batch on purpose.
@@ -122,7 +122,7 @@ class Risk:
         data: Any,
         parameters: Selection = None,
         *,
-        memory_budget: int = DEFAULT_MEMORY_BUDGET,
+        memory_budget: int | None = None,
         regroup: bool = True,
         weight_decay: float = 0.0,
         accumulate: torch.dtype | None = None,
@@ -134,6 +134,8 @@ class Risk:
         self.model = model
         self.weight_decay = _checked_decay(weight_decay)
         self.accumulation_dtype: torch.dtype = self._checked_accumulation(accumulate)
+        if memory_budget is None:
+            memory_budget = default_memory_budget(self.parameters.space.device)
         if isinstance(memory_budget, bool) or not memory_budget > 0:
             msg = f"memory_budget={memory_budget!r} must be a positive number of bytes."
             raise ValueError(msg)
