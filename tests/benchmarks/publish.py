@@ -70,6 +70,23 @@ def torch_products(result: Result) -> Result:
     return {"unit": "ms per product", "table": table(each), "notes": notes}
 
 
+def profile_products(result: Result) -> Result:
+    def each() -> Measured:
+        for r in result["results"]:
+            for row in r["products"]:
+                what = f"{r['problem']}, {row['kind']}"
+                yield what, row["contender"], row["gradients"]
+                yield f"{what}, its arithmetic", row["contender"], row["operations"]
+                share = row["arithmetic_seconds"] / row["profiled_seconds"]
+                yield f"{what}, share of time that is arithmetic", row["contender"], share
+
+    parts = table(each())
+    for row in parts:
+        if "share" in row["what"]:
+            row["ratio"] = None  # more is not better
+    return {"unit": "gradients", "table": parts}
+
+
 def jax_products(result: Result) -> Result:
     each = ((r["what"], r["contender"], 1e3 * r["seconds"]) for r in result["results"])
     return {"unit": "ms per product", "table": table(each)}
@@ -139,6 +156,7 @@ TRIMMERS: dict[str, Callable[[Result], Result]] = {
     for trim in (
         torch_hessian,
         torch_products,
+        profile_products,
         jax_products,
         sparse,
         eigenpairs,
