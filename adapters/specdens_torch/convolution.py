@@ -31,6 +31,11 @@ def linear_only() -> Iterator[None]:
         _linear_only = before
 
 
+def is_linear_only() -> bool:
+    """Return whether only derivatives in what first derivatives are linear in are asked for."""
+    return _linear_only
+
+
 class _Settings(NamedTuple):
     """What a convolution is besides its tensors, in the order of torch's operators."""
 

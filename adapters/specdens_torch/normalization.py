@@ -1,0 +1,177 @@
+r"""Layer normalization whose second derivatives take a dozen passes over the activations.
+
+With :math:`\hat x = r (x - \mu)`, r the inverse deviation of a row, and the projector
+:math:`P z = z - \langle z \rangle - \hat x \langle z \hat x \rangle` (brackets are means over a
+row), the slope g of the outputs gives that of the inputs, of the weight and of the bias,
+
+.. math:: r P (\gamma g), \qquad \sum g \hat x, \qquad \sum g.
+
+Along directions u, a, b of these three, and with :math:`q = r P u`, their derivatives are
+
+.. math:: \gamma q + a \hat x + b, \qquad
+          r P (a g - r \langle \gamma g \hat x \rangle u - r \langle u \hat x \rangle \gamma g)
+          - r \langle \gamma g q \rangle \hat x, \qquad \sum g q
+
+in g, x and :math:`\gamma`. PyTorch takes about fifty passes for them, most of its time beside the
+matrix products of a transformer. Here :math:`r P` is its own fused first derivative.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from specdens_torch.convolution import is_linear_only
+
+_forward = torch.ops.aten.native_layer_norm.default
+_backward = torch.ops.aten.native_layer_norm_backward.default
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, size: list[int], eps: float
+    ) -> Tensor:
+        result, mean, scale = _forward(x, size, weight, bias, eps)
+        ctx.save_for_backward(x, weight, bias, mean, scale)
+        ctx.size, ctx.eps = size, eps
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, mean, scale = ctx.saved_tensors
+        mask = ctx.needs_input_grad[:3]
+        if not torch.is_grad_enabled():
+            parts = _backward(slopes[0], x, ctx.size, mean, scale, weight, bias, mask)
+            return (
+                *(p if wanted else None for p, wanted in zip(parts, mask, strict=True)),
+                None,
+                None,
+            )
+        constants = bias, mean, scale, ctx.size, ctx.eps, mask
+        parts = _Derivative.apply(slopes[0], x, weight, *constants)  # type: ignore[no-untyped-call]
+        found = iter(parts if isinstance(parts, tuple) else (parts,))
+        return (*(next(found) if wanted else None for wanted in mask), None, None)
+
+
+class _Derivative(torch.autograd.Function):
+    """The slopes of inputs, weight and bias, as far as `mask` asks for them."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        slope: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        scale: Tensor,
+        size: list[int],
+        eps: float,
+        mask: Sequence[bool],
+    ) -> tuple[Tensor, ...]:
+        ctx.save_for_backward(slope, x, weight, mean, scale)
+        ctx.size, ctx.eps, ctx.mask = size, eps, mask
+        ctx.set_materialize_grads(False)
+        parts = _backward(slope, x, size, mean, scale, weight, bias, mask)
+        return tuple(part for part, wanted in zip(parts, mask, strict=True) if wanted)
+
+    @staticmethod
+    @once_differentiable  # the formulas take mean and deviation for constants
+    def backward(ctx: Any, *directions: Tensor | None) -> tuple[Any, ...]:
+        slope, x, weight, mean, scale = ctx.saved_tensors
+        given = iter(directions)
+        u, a, b = (next(given) if wanted else None for wanted in ctx.mask)
+        needs = ctx.needs_input_grad
+        norm = _Rows(x, mean, scale, ctx.size, ctx.eps)
+        q = None if u is None else norm.projected(u)
+        of_slope = norm.affine(q, weight, a, b) if needs[0] else None
+        of_x = of_weight = None
+        if not is_linear_only():
+            if needs[2] and q is not None:
+                of_weight = (slope * q).sum(norm.leading)
+            if needs[1]:
+                of_x = norm.curved(slope, weight, u, q, a)
+        return of_slope, of_x, of_weight, *(None,) * 6
+
+
+class _Rows:
+    r"""Inputs x with the mean and the inverse deviation r of their rows: :math:`r P` and more."""
+
+    def __init__(self, x: Tensor, mean: Tensor, scale: Tensor, size: list[int], eps: float) -> None:
+        self._x, self._mean, self._scale, self._size, self._eps = x, mean, scale, size, eps
+        self._trailing = tuple(range(-len(size), 0))
+        self.leading = tuple(range(x.ndim - len(size)))
+
+    def projected(self, z: Tensor) -> Tensor:
+        """Return r P z."""
+        mask = [True, False, False]
+        return _backward(z, self._x, self._size, self._mean, self._scale, None, None, mask)[0]  # type: ignore[no-any-return]
+
+    def affine(
+        self, q: Tensor | None, weight: Tensor | None, a: Tensor | None, b: Tensor | None
+    ) -> Tensor | None:
+        r"""Return :math:`\gamma q + a \hat x + b`."""
+        if a is not None:
+            b = _forward(self._x, self._size, a, b, self._eps)[0]
+        if q is None:
+            return None if b is None else b.expand(self._x.shape)
+        if weight is None:
+            return q if b is None else q + b
+        return q * weight if b is None else torch.addcmul(b, q, weight)
+
+    def curved(
+        self,
+        slope: Tensor,
+        weight: Tensor | None,
+        u: Tensor | None,
+        q: Tensor | None,
+        a: Tensor | None,
+    ) -> Tensor | None:
+        """Return the derivative in x along u and a."""
+        if u is None or q is None:
+            return None if a is None else self.projected(a * slope)
+        normal = (self._x - self._mean) * self._scale
+        weighted = slope if weight is None else slope * weight
+        along_u = -self._scale * self._means(weighted * normal)
+        along_slope = -self._scale * self._means(u * normal)
+        inner = torch.addcmul(along_u * u, along_slope, weighted)
+        if a is not None:
+            inner = torch.addcmul(inner, a, slope)
+        along_normal = -self._scale * self._means(weighted * q)
+        return torch.addcmul(self.projected(inner), along_normal, normal)
+
+    def _means(self, z: Tensor) -> Tensor:
+        return z.mean(self._trailing, keepdim=True)
+
+
+def _layer_norm(
+    input: Tensor,
+    normalized_shape: Sequence[int],
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+    cudnn_enable: bool = True,
+) -> Tensor:
+    """Normalize as `torch.layer_norm` does."""
+    size = list(normalized_shape)
+    tensors = [t for t in (input, weight, bias) if t is not None]
+    plain = all(t.dtype == input.dtype for t in tensors) and input.dtype in _DTYPES
+    if not plain or not math.prod(input.shape) or list(input.shape[-len(size) :]) != size:
+        return torch.layer_norm(input, size, weight, bias, eps, cudnn_enable)
+    result: Tensor = _LayerNorm.apply(input, weight, bias, size, eps)  # type: ignore[no-untyped-call]
+    return result
+
+
+_DTYPES = (torch.float32, torch.float64)  # others have statistics of another dtype
+
+#: What to call in place of torch's own layer normalization.
+LAYER_NORM: dict[Any, Callable[..., Tensor]] = {
+    torch.layer_norm: _layer_norm,
+    torch.nn.functional.layer_norm: _layer_norm,
+}
