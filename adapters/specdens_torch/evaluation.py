@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
 from specdens_torch.convolution import CONVOLUTIONS
 from specdens_torch.guards import Totals, check_not_cached, has_weight_norm, written_silently
 from specdens_torch.losses import TermLoss, Terms
-from specdens_torch.normalization import LAYER_NORM
+from specdens_torch.normalization import NORMALIZATIONS
 from specdens_torch.outputs import Cut, cut_outputs
 from specdens_torch.parameters import FlatParameters
 from specdens_torch.state import wide_dtype
@@ -111,8 +112,8 @@ def _replacements(model: nn.Module) -> list[AbstractContextManager[Any]]:
         functions[torch._weight_norm] = _weight_norm
     if any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in model.modules()):
         functions |= CONVOLUTIONS
-    if any(isinstance(m, nn.LayerNorm) for m in model.modules()):
-        functions |= LAYER_NORM
+    if any(isinstance(m, nn.LayerNorm | _BatchNorm) for m in model.modules()):
+        functions |= NORMALIZATIONS
     if functions:
         contexts.append(_Replaced(functions))
     if any(isinstance(module, nn.RNNBase) for module in model.modules()):

@@ -1,8 +1,10 @@
-r"""Layer normalization whose second derivatives take a dozen passes over the activations.
+r"""Normalization layers whose second derivatives take few passes over the activations.
 
-With :math:`\hat x = r (x - \mu)`, r the inverse deviation of a row, and the projector
-:math:`P z = z - \langle z \rangle - \hat x \langle z \hat x \rangle` (brackets are means over a
-row), the slope g of the outputs gives that of the inputs, of the weight and of the bias,
+Batch normalization by stored statistics is written as the linear map of its inputs that it is.
+
+For layer normalization, with :math:`\hat x = r (x - \mu)`, r the inverse deviation of a row, and
+the projector :math:`P z = z - \langle z \rangle - \hat x \langle z \hat x \rangle` (brackets are
+means over a row), the slope g of the outputs gives that of the inputs, of the weight and of the bias,
 
 .. math:: r P (\gamma g), \qquad \sum g \hat x, \qquad \sum g.
 
@@ -111,7 +113,7 @@ class _Rows:
     def projected(self, z: Tensor) -> Tensor:
         """Return r P z."""
         mask = [True, False, False]
-        return _backward(z, self._x, self._size, self._mean, self._scale, None, None, mask)[0]  # type: ignore[no-any-return]
+        return _backward(z, self._x, self._size, self._mean, self._scale, None, None, mask)[0]
 
     def affine(
         self, q: Tensor | None, weight: Tensor | None, a: Tensor | None, b: Tensor | None
@@ -168,10 +170,36 @@ def _layer_norm(
     return result
 
 
+def _batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """Normalize as `torch.nn.functional.batch_norm` does."""
+    tensors = [t for t in (input, running_mean, running_var, weight, bias) if t is not None]
+    plain = all(t.dtype == input.dtype for t in tensors) and input.dtype in _DTYPES
+    if training or not plain or running_mean is None or running_var is None:
+        return torch.nn.functional.batch_norm(
+            input, running_mean, running_var, weight, bias, training, momentum, eps
+        )
+    factor = torch.rsqrt(running_var + eps)
+    if weight is not None:
+        factor = factor * weight
+    shift = -running_mean * factor if bias is None else bias - running_mean * factor
+    like = (-1, *(1,) * (input.ndim - 2))
+    return torch.addcmul(shift.reshape(like), input, factor.reshape(like))
+
+
 _DTYPES = (torch.float32, torch.float64)  # others have statistics of another dtype
 
-#: What to call in place of torch's own layer normalization.
-LAYER_NORM: dict[Any, Callable[..., Tensor]] = {
+#: What to call in place of torch's own normalizations.
+NORMALIZATIONS: dict[Any, Callable[..., Tensor]] = {
     torch.layer_norm: _layer_norm,
     torch.nn.functional.layer_norm: _layer_norm,
+    torch.nn.functional.batch_norm: _batch_norm,
 }

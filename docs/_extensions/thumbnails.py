@@ -10,6 +10,7 @@ with an error keeps its old picture.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -24,9 +25,17 @@ FOLDER = DOCS / "_static" / "gallery"
 WIDTH, MOST_BYTES = 480, 40_000
 
 
+def source(script: Path) -> str:
+    """Return the text of a script with that of the modules beside it that it imports."""
+    text = script.read_text(encoding="utf-8")
+    beside = [script.with_name(f"{name}.py") for name in re.findall(r"(?m)^import (\w+)$", text)]
+    modules = [path.read_text(encoding="utf-8") for path in beside if path.exists()]
+    return "\n".join([text, *(module for module in modules if "__main__" not in module)])
+
+
 def figure_option(script: Path, folder: Path) -> list[str]:
     """Return the option that says where an example's figures go; none for one without figures."""
-    text = script.read_text(encoding="utf-8")
+    text = source(script)
     if 'add_argument("--output"' in text:
         return ["--output", str(folder / f"{script.stem}.png")]
     return ["--out", str(folder)] if "report.figure(" in text else []

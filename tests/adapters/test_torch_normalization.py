@@ -1,4 +1,4 @@
-"""Layer normalization with lean second derivatives: the numbers of torch, fewer operations."""
+"""Normalization layers with lean second derivatives: the numbers of torch, fewer operations."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from specdens_torch import GaussNewton, Hessian, Residual
-from specdens_torch.normalization import LAYER_NORM
+from specdens_torch.normalization import NORMALIZATIONS
 from tests.adapters.torch_cases import dense
 from tests.adapters.torch_dense import gauss_newton
 
@@ -60,6 +60,34 @@ def test_derivatives_of_a_part(name):
     assert_close(hessian @ identity, dense(model, CE, inputs, labels, list(names)))
 
 
+@pytest.mark.parametrize("affine", [True, False])
+@pytest.mark.parametrize("dimensions", [1, 2, 3])
+def test_batch_norm_by_stored_statistics(dimensions, affine):
+    torch.manual_seed(0)
+    layer = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)[dimensions - 1]
+    convolution = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[dimensions - 1]
+    layers = layer(2), nn.Tanh(), convolution(2, 2, 2), layer(2, affine=affine), nn.Flatten()
+    model = nn.Sequential(*layers, nn.LazyLinear(3)).double()
+    inputs = torch.randn(6, 2, *(3,) * dimensions, dtype=torch.float64)
+    labels = torch.randint(3, (6,))
+    model(inputs)  # in training mode, which sets the statistics
+    model.eval()
+    hessian = Hessian(model, CE, (inputs, labels))
+    identity = torch.eye(hessian.space.dimension, dtype=torch.float64)
+    assert_close(hessian @ identity, dense(model, CE, inputs, labels))
+    matrix = GaussNewton(model, CE, (inputs, labels))
+    assert_close(matrix @ identity, gauss_newton(model, CE, inputs, labels))
+
+
+def test_batch_norm_of_a_batch_is_left_to_torch():
+    norm = NORMALIZATIONS[torch.nn.functional.batch_norm]
+    x, mean, variance = torch.randn(4, 3, 2), torch.zeros(3), torch.ones(3)
+    found = norm(x, mean.clone(), variance.clone(), training=True)
+    expected = torch.nn.functional.batch_norm(x, mean, variance, training=True)
+    assert torch.equal(found, expected)
+    assert torch.equal(norm(x, None, None, training=True), expected)
+
+
 @pytest.mark.parametrize("needs", [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)])
 @pytest.mark.parametrize("size", [(6,), (3, 6)])
 def test_first_and_second_derivatives_by_differences(needs, size):
@@ -69,7 +97,7 @@ def test_first_and_second_derivatives_by_differences(needs, size):
         torch.randn(shape, generator=generator, dtype=torch.float64).requires_grad_(bool(need))
         for shape, need in zip(shapes, needs, strict=True)
     ]
-    norm = LAYER_NORM[torch.layer_norm]
+    norm = NORMALIZATIONS[torch.layer_norm]
 
     def function(*inputs):
         return norm(inputs[0], size, *inputs[1:], 1e-2)
@@ -81,7 +109,7 @@ def test_first_and_second_derivatives_by_differences(needs, size):
 
 def test_third_derivatives_are_refused():
     x = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
-    norm = LAYER_NORM[torch.layer_norm]
+    norm = NORMALIZATIONS[torch.layer_norm]
     (first,) = torch.autograd.grad(norm(x, (4,)).pow(3).sum(), x, create_graph=True)
     (second,) = torch.autograd.grad(first.pow(2).sum(), x, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable"):
@@ -89,7 +117,7 @@ def test_third_derivatives_are_refused():
 
 
 def test_other_dtypes_and_empty_inputs_are_left_to_torch():
-    norm = LAYER_NORM[torch.layer_norm]
+    norm = NORMALIZATIONS[torch.layer_norm]
     for x in (torch.randn(2, 4, dtype=torch.bfloat16), torch.zeros(0, 4)):
         result = norm(x, (4,))
         assert result.dtype == x.dtype
