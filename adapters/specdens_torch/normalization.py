@@ -4,7 +4,7 @@ Batch normalization by stored statistics is written as the linear map of its inp
 
 For layer normalization, with :math:`\hat x = r (x - \mu)`, r the inverse deviation of a row, and
 the projector :math:`P z = z - \langle z \rangle - \hat x \langle z \hat x \rangle` (brackets are
-means over a row), the slope g of the outputs gives that of the inputs, of the weight and of the bias,
+means over a row), the slope g of the outputs gives that of inputs, weight and bias,
 
 .. math:: r P (\gamma g), \qquad \sum g \hat x, \qquad \sum g.
 
