@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
 
+from specdens_torch.activations import ACTIVATIONS
 from specdens_torch.convolution import CONVOLUTIONS
 from specdens_torch.guards import Totals, check_not_cached, has_weight_norm, written_silently
 from specdens_torch.losses import TermLoss, Terms
@@ -81,7 +81,10 @@ class _Replaced(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        return self._functions.get(func, func)(*args, **(kwargs or {}))
+        # Transforms of torch.func within a model know torch's own functions only.
+        if torch._C._functorch.peek_interpreter_stack() is None:
+            func = self._functions.get(func, func)
+        return func(*args, **(kwargs or {}))
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -106,16 +109,10 @@ def _without_cudnn() -> Iterator[None]:
 
 def _replacements(model: nn.Module) -> list[AbstractContextManager[Any]]:
     """Return the contexts in which all layers of the model have right second derivatives."""
-    contexts: list[AbstractContextManager[Any]] = []
-    functions: dict[Any, Callable[..., Any]] = {}
+    functions = {**CONVOLUTIONS, **NORMALIZATIONS, **ACTIVATIONS}
     if has_weight_norm(model):
         functions[torch._weight_norm] = _weight_norm
-    if any(isinstance(m, nn.Conv1d | nn.Conv2d | nn.Conv3d) for m in model.modules()):
-        functions |= CONVOLUTIONS
-    if any(isinstance(m, nn.LayerNorm | _BatchNorm) for m in model.modules()):
-        functions |= NORMALIZATIONS
-    if functions:
-        contexts.append(_Replaced(functions))
+    contexts: list[AbstractContextManager[Any]] = [_Replaced(functions)]
     if any(isinstance(module, nn.RNNBase) for module in model.modules()):
         contexts.append(_without_cudnn())
     return contexts

@@ -45,9 +45,10 @@ class Jacobian:
         ]
         gradients: Sequence[Tensor | None] = [None] * len(self._leaves)
         if self.rows:
-            gradients = torch.autograd.grad(
-                outputs, self._leaves, self.rows, create_graph=True, allow_unused=True
-            )
+            with linear_only():
+                gradients = torch.autograd.grad(
+                    outputs, self._leaves, self.rows, create_graph=True, allow_unused=True
+                )
         self._outputs = [get_gradient_edge(o) for o in outputs]  # their numbers are not needed
         self._edges = [
             get_gradient_edge(g) if g is not None and g.requires_grad else None for g in gradients
