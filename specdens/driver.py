@@ -33,6 +33,7 @@ class Method(Protocol[S]):
 
     def init(self, operator: LinearOperator, probes: Array) -> S: ...
     def step(self, operator: LinearOperator, state: S) -> S: ...  # exactly one product
+    def steps_taken(self, state: S) -> int: ...  # products so far
     def done(self, state: S) -> bool: ...
     def finish(self, operator: LinearOperator, state: S) -> Rule: ...
     def memory(self, space: VectorSpace) -> int: ...  # bytes per probe of a block
@@ -105,7 +106,8 @@ def run(
     start = RunState() if state is None else state
     total = -(-num_probes // block_size) * method.num_steps
     finished = -(-start.next_probe // block_size) * method.num_steps
-    done, state = finished, start
+    kept = 0 if start.current is None else method.steps_taken(start.current)
+    done, state = finished + kept, start
     session = operator.space.backend.session()
     with session, progress_bar(total, done, progress) as bar:
         for state in iterate(

@@ -57,10 +57,12 @@ def test_resuming_gives_the_same_bits(matrix, tmp_path, reorthogonalize, vectors
         slq(matrix, checkpoint=saving, callback=interrupt(after), **options)
     space = VectorSpace.like(matrix)
     counted = CountingOperator(FunctionOperator(lambda x: matrix @ x, space, blocks=True))
-    again = slq(counted, resume=path, **options)
+    reports = []
+    again = slq(counted, resume=path, callback=lambda p: reports.append(p.done), **options)
     assert same_bits(whole, again)
     done = after if vectors else after // 8 * 8
     assert len(counted.shapes) == 3 * 8 - done  # nothing that was kept is computed again
+    assert sorted(set(reports)) == list(range(done + 1, 25))  # and it is not forgotten
 
 
 def test_a_state_in_memory_resumes_too(matrix):

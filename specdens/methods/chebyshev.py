@@ -86,6 +86,10 @@ class ChebyshevMoments:
         pair = np.stack([odd, 2 * square - 1], axis=1)
         return MomentState(t, state.t, np.concatenate([state.moments, pair], axis=1))
 
+    def steps_taken(self, state: MomentState) -> int:
+        """Return the number of products so far."""
+        return state.moments.shape[1] // 2
+
     def done(self, state: MomentState) -> bool:
         """Tell whether all moments are there."""
         return state.moments.shape[1] >= self.num_moments
@@ -111,9 +115,10 @@ class ChebyshevMoments:
         return MomentRule(kept, ends, rounding(precision, ends))
 
     def _missed(self, why: str) -> str:
+        low, high = self.interval
         return (
-            f"interval={self.interval} misses part of the spectrum: {why}. Widen it, or leave it "
-            "out to have it found."
+            f"interval=({low:.6g}, {high:.6g}) misses part of the spectrum: {why}. Widen it, or "
+            "leave it out to have it found."
         )
 
     def memory(self, space: VectorSpace) -> int:
