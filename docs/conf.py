@@ -21,8 +21,10 @@ extensions = [
     "numpydoc",
     "benchmarks",
     "claims",
+    "figure_texts",
     "gallery",
     "math_svg",
+    "paper_links",
     "public_names",
     "tree_map",
 ]
@@ -40,6 +42,8 @@ for framework in ("torch", "jax"):
 
 html_theme = "furo"
 html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_favicon = "_static/icon.svg"
 html_title = f"specdens {release}"
 html_show_sourcelink = False
 html_show_copyright = False

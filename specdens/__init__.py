@@ -8,10 +8,10 @@ from specdens.checkpoint import Checkpoint, checkpoint_every
 from specdens.damping import LorentzDamping, fejer, jackson, lanczos_sigma, undamped
 from specdens.driver import Progress, RunState
 from specdens.eigenpairs import EigenResult, eigsh, spectral_interval
-from specdens.estimate import Estimate
+from specdens.estimate import Accuracy, Estimate
 from specdens.estimators import lanczos, slq
 from specdens.functions import apply_function
-from specdens.measure import Accuracy, SpectralMeasure
+from specdens.measure import SpectralMeasure
 from specdens.operators import Arithmetic, FunctionOperator, aslinearoperator
 from specdens.planning import Plan, plan
 from specdens.polynomial import kpm

@@ -11,16 +11,18 @@ from typing import Any
 import numpy as np
 from scipy.special import exprel
 
+from specdens.arguments import checked_count, checked_fraction, checked_seed
 from specdens.backends import Array
 from specdens.driver import progress_bar
+from specdens.estimate import Accuracy
 from specdens.interpolation import residual_distance, statistical_distance
-from specdens.measure import Accuracy, SpectralMeasure
+from specdens.measure import SpectralMeasure
 from specdens.methods.block import BlockLanczos
 from specdens.methods.lanczos import Lanczos
 from specdens.operators import aslinearoperator
 from specdens.probes import draw, sphere
 from specdens.quadrature import KrylovRule
-from specdens.runs import MEMORY_BUDGET, checked_count, checked_seed, fitting, provenance_of
+from specdens.runs import MEMORY_BUDGET, fitting, provenance_of
 from specdens.spaces import LinearOperator
 
 _FIRST_CHECK = 4  # steps before anything is estimated
@@ -112,10 +114,9 @@ def density(
     (True, True)
     """
     A = aslinearoperator(A)  # noqa: N806
-    for name, value in (("tolerance", tolerance), ("confidence", confidence)):
-        if not 0 < value < 1:
-            msg = f"{name}={value} must lie between 0 and 1; tolerance is a part of the range."
-            raise ValueError(msg)
+    checked_fraction("tolerance", tolerance, "it is a part of the range")
+    checked_fraction("confidence", confidence, "it is a probability")
+    checked_count("memory_budget", memory_budget)
     limit = math.inf if max_products is None else checked_count("max_products", max_products)
     search = _Search(A, tolerance, confidence, checked_seed(seed), memory_budget, limit)
     with A.space.backend.session(), progress_bar(None, 0, progress, unit="column") as bar:

@@ -6,6 +6,7 @@ Sums, differences and multiples are `specdens.operators.Arithmetic`.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import array_api_compat as compat
@@ -13,9 +14,10 @@ import numpy as np
 import scipy.sparse.linalg
 from numpy.typing import ArrayLike
 
-from specdens.backends import Array, Device, backend_of, dtype_name, get_backend
+from specdens.arguments import shown
+from specdens.backends import Array, Backend, Device, backend_of, dtype_name, get_backend
 from specdens.operators import Arithmetic, LinearCombination, aslinearoperator, real_scalar
-from specdens.spaces import LinearOperator, VectorSpace, multiply
+from specdens.spaces import LinearOperator, VectorSpace, checked_vectors, multiply
 
 
 def shift(A: Any, c: float) -> LinearOperator:  # noqa: N803
@@ -43,9 +45,7 @@ class _LowRank(Arithmetic):
     space: VectorSpace
 
     def __matmul__(self, x: Array, /) -> Array:
-        coefficients = _adjoint(self.Q, self.space) @ x
-        values = self.values if x.ndim == 1 else self.values[:, None]
-        return self.Q @ (values * coefficients)
+        return _compiled(self.space.backend, _spanned)(x, self.Q, self.values)
 
     def __repr__(self) -> str:
         return f"low_rank(n={self.space.dimension}, rank={self.Q.shape[1]})"
@@ -71,17 +71,21 @@ def low_rank(Q: Array, values: ArrayLike) -> LinearOperator:  # noqa: N803
     >>> low_rank(np.ones((3, 1)), [2.0]) @ np.ones(3)
     array([6., 6., 6.])
     """
+    backend_of(Q, "Q")
     space = VectorSpace.like(Q)
     host = (
         backend_of(values).to_numpy(values)
         if compat.is_array_api_obj(values)
-        else np.asarray(values)
+        else _host_array(values)
     )
     if Q.ndim != 2 or host.shape != (Q.shape[1],):
         msg = f"Q has shape {tuple(Q.shape)} and values {host.shape}; expected (n, k) and (k,)."
         raise ValueError(msg)
-    if np.iscomplexobj(host) and np.abs(host.imag).max(initial=0) > 0:
-        msg = "values must be real, or the operator would not be Hermitian."
+    if host.dtype.kind not in "biufc":
+        msg = f"values={shown(values)} must be real numbers."
+        raise TypeError(msg)
+    if not np.isfinite(host).all() or (np.iscomplexobj(host) and host.imag.any()):
+        msg = "values must be real and finite, or the operator would not be Hermitian."
         raise ValueError(msg)
     xp = space.backend.xp
     moved = space.backend.from_numpy(host.real.astype(np.float64), space.dtype, space.device)
@@ -100,16 +104,12 @@ class _Projected(Arithmetic):
         return self.operator.space
 
     def __matmul__(self, x: Array, /) -> Array:
-        product = multiply(self.operator, self._project(x))
-        xp = self.space.backend.xp
-        y = self._project(product)
-        return y if y.dtype == self.space.dtype else xp.astype(y, self.space.dtype)
-
-    def _project(self, x: Array) -> Array:
-        space = self.space
+        space, xp = self.space, self.space.backend.xp
+        complement = _compiled(space.backend, _complement)
         if x.dtype != space.working_dtype:
-            x = space.backend.xp.astype(x, space.working_dtype)
-        return x - self.Q @ (_adjoint(self.Q, space) @ x)
+            x = xp.astype(x, space.working_dtype)
+        y = complement(multiply(self.operator, complement(x, self.Q)), self.Q)
+        return y if y.dtype == space.dtype else xp.astype(y, space.dtype)
 
     def __repr__(self) -> str:
         return f"project_out({self.operator!r}, rank={self.Q.shape[1]})"
@@ -140,12 +140,9 @@ def project_out(A: Any, Q: Array) -> LinearOperator:  # noqa: N803
     A = aslinearoperator(A)  # noqa: N806
     space = A.space
     xp = space.backend.xp
-    columns = Q[:, None] if Q.ndim == 1 else Q
-    if columns.ndim != 2 or columns.shape[0] != space.dimension:
-        msg = f"Q has shape {tuple(Q.shape)}; expected ({space.dimension}, k)."
-        raise ValueError(msg)
-    columns = xp.astype(columns, space.working_dtype)
-    basis, triangle = xp.linalg.qr(columns, mode="reduced")
+    given = checked_vectors("Q", Q, space)
+    columns = given[:, None] if given.ndim == 1 else given
+    basis, triangle = _compiled(space.backend, _orthonormalized)(columns)
     diagonal = np.abs(np.diagonal(space.to_numpy(triangle)))
     rounding = float(xp.finfo(space.working_dtype).eps) * space.dimension**0.5
     if columns.shape[1] > space.dimension or diagonal.min() <= 10 * rounding * diagonal.max():
@@ -166,7 +163,8 @@ class _Restricted(Arithmetic):
     def __matmul__(self, x: Array, /) -> Array:
         xp = self.space.backend.xp
         if x.shape[0] != self.space.dimension:  # `take` would not notice
-            msg = f"x has length {x.shape[0]}, the restricted operator {self.space.dimension}."
+            n = self.space.dimension
+            msg = f"x has length {x.shape[0]}, {self!r} has dimension {n}."
             raise ValueError(msg)
         zero = xp.zeros((1, *x.shape[1:]), dtype=x.dtype, device=self.space.device)
         whole = xp.take(xp.concat([x, zero], axis=0), self.places, axis=0)
@@ -189,6 +187,8 @@ def restrict(A: Any, indices: ArrayLike | slice) -> LinearOperator:  # noqa: N80
     ------
     ValueError
         If an index is out of range or repeated, or none is left.
+    TypeError
+        If `indices` are no integers.
 
     Examples
     --------
@@ -197,18 +197,26 @@ def restrict(A: Any, indices: ArrayLike | slice) -> LinearOperator:  # noqa: N80
     """
     A = aslinearoperator(A)  # noqa: N806
     space, n = A.space, A.space.dimension
-    chosen = np.arange(n)[indices] if isinstance(indices, slice) else np.asarray(indices)
+    chosen = np.arange(n)[indices] if isinstance(indices, slice) else _host_array(indices)
     if chosen.dtype == bool and chosen.shape == (n,):
         chosen = np.flatnonzero(chosen)
     if chosen.ndim != 1 or chosen.size == 0 or chosen.dtype.kind not in "iu":
-        msg = f"indices={indices!r} must be a slice, integers or {n} booleans, at least one chosen."
-        raise ValueError(msg)
+        expected = f"must be a slice, integers or {n} booleans, at least one chosen"
+        msg = f"indices={shown(indices)} {expected}."
+        raise TypeError(msg) if chosen.size and chosen.dtype.kind not in "iub" else ValueError(msg)
     if chosen.min() < -n or chosen.max() >= n:
-        msg = f"indices reach from {chosen.min()} to {chosen.max()}, the dimension is {n}."
+        msg = (
+            f"indices reach from {chosen.min()} to {chosen.max()}; expected -{n} to {n - 1}, since "
+            f"the dimension is {n}."
+        )
         raise ValueError(msg)
     chosen = chosen.astype(np.int64) % n
-    if len(np.unique(chosen)) < len(chosen):
-        msg = "indices are repeated; a principal submatrix takes each row and column once."
+    different, times = np.unique(chosen, return_counts=True)
+    if len(different) < len(chosen):
+        msg = (
+            f"indices are repeated: {different[times.argmax()]} occurs {times.max()} times; a "
+            "principal submatrix takes each row and column once."
+        )
         raise ValueError(msg)
     places = np.full(n, len(chosen))
     places[chosen] = np.arange(len(chosen))
@@ -335,7 +343,38 @@ def to_scipy(A: Any) -> scipy.sparse.linalg.LinearOperator:  # noqa: N803
     return _SciPyOperator(aslinearoperator(A))
 
 
-def _adjoint(Q: Array, space: VectorSpace) -> Array:  # noqa: N803
-    xp = space.backend.xp
+def _host_array(values: Any) -> np.ndarray:
+    """Return values as an array, of objects if they are no numbers in rows of one length."""
+    try:
+        return np.asarray(values)
+    except (TypeError, ValueError):
+        return np.array([None])
+
+
+@lru_cache
+def _compiled(backend: Backend, function: Any) -> Any:
+    """Return one of the functions below as the library runs it, compiled once."""
+    return backend.jit(function)
+
+
+def _complement(x: Array, Q: Array) -> Array:  # noqa: N803
+    """Return (I - Q Q^H) x."""
+    return x - Q @ (_adjoint(Q) @ x)
+
+
+def _spanned(x: Array, Q: Array, values: Array) -> Array:  # noqa: N803
+    """Return Q diag(values) Q^H x."""
+    coefficients = _adjoint(Q) @ x
+    return Q @ ((values if x.ndim == 1 else values[:, None]) * coefficients)
+
+
+def _orthonormalized(Q: Array) -> tuple[Array, Array]:  # noqa: N803
+    """Return orthonormal columns with the span of Q, and the triangle that mixes them into Q."""
+    basis, triangle = compat.array_namespace(Q).linalg.qr(Q, mode="reduced")
+    return basis, triangle
+
+
+def _adjoint(Q: Array) -> Array:  # noqa: N803
+    xp = compat.array_namespace(Q)
     transposed = xp.permute_dims(Q, (1, 0))
-    return xp.conj(transposed) if space.is_complex else transposed
+    return xp.conj(transposed) if xp.isdtype(Q.dtype, "complex floating") else transposed

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from specdens.arguments import checked_count, checked_path
 from specdens.driver import Callback, Method, Progress, RunState
 from specdens.interpretation import rule_from_arrays
 from specdens.spaces import VectorSpace
@@ -36,6 +37,8 @@ class Checkpoint:
 
     Raises
     ------
+    TypeError
+        If `path` is no path, or `every` no integer.
     ValueError
         If `every` is below 1.
     """
@@ -45,9 +48,8 @@ class Checkpoint:
     every: int = 1
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            msg = f"every={self.every} must be at least 1 product."
-            raise ValueError(msg)
+        checked_path("path", self.path)
+        checked_count("every", self.every, advice="it is a number of products")
 
     def start(self, method: Method[Any], space: VectorSpace, state: RunState[Any]) -> Callback:
         """Write a first file, and return the callback that keeps it up to date."""
@@ -61,6 +63,15 @@ class Checkpoint:
                 save_run(self.path, state, method, space, vectors=True)
 
         return save
+
+
+def as_checkpoint(
+    checkpoint: Checkpoint | str | Path | None, *, vectors: bool = False
+) -> Checkpoint | None:
+    """Return the checkpoint that an argument of this name stands for: a path, or one already."""
+    if checkpoint is None or isinstance(checkpoint, Checkpoint):
+        return checkpoint
+    return Checkpoint(checked_path("checkpoint", checkpoint), vectors=vectors)
 
 
 def checkpoint_every(path: str | Path, every: int = 1, *, vectors: bool = True) -> Checkpoint:
@@ -103,8 +114,8 @@ def save_run(
 
 
 def saved_settings(path: str | Path) -> dict[str, Any]:
-    """Return the settings of the run that `save_run` wrote to `path`."""
-    settings: dict[str, Any] = read_npz(path, "checkpoint", _FORMAT)[0]["settings"]
+    """Return the settings of the run that `save_run` wrote to `path`, the argument `resume`."""
+    settings: dict[str, Any] = read_npz(path, "checkpoint", _FORMAT, "resume")[0]["settings"]
     return settings
 
 
@@ -118,7 +129,7 @@ def load_run(path: str | Path, method: Method[Any], space: VectorSpace) -> RunSt
     ValueError
         If the file is damaged.
     """
-    header, arrays = read_npz(path, "checkpoint", _FORMAT)
+    header, arrays = read_npz(path, "checkpoint", _FORMAT, "resume")
     parts: dict[str, dict[str, np.ndarray]] = {part: {} for part in header["parts"]}
     for name, value in arrays.items():
         part, _, key = name.partition("/")

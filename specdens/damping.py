@@ -6,11 +6,14 @@ as collected by Weisse, Wellein, Alvermann, Fehske (2006), Rev. Mod. Phys. 78, 2
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import numpy as np
+
+from specdens.arguments import checked_count, checked_positive
 
 Damping: TypeAlias = Callable[[int], np.ndarray]
 
@@ -38,7 +41,8 @@ def jackson(degree: int) -> np.ndarray:
     >>> float(jackson(4)[0])
     1.0
     """
-    r, m = np.arange(degree + 1), degree + 1
+    m = checked_count("degree", degree, 0) + 1
+    r = np.arange(m)
     phase = np.pi / (m + 1)
     return ((m - r + 1) * np.cos(phase * r) + np.sin(phase * r) / np.tan(phase)) / (m + 1)
 
@@ -60,7 +64,8 @@ def fejer(degree: int) -> np.ndarray:
     >>> fejer(3)
     array([1.  , 0.75, 0.5 , 0.25])
     """
-    return 1 - np.arange(degree + 1) / (degree + 1)
+    m = checked_count("degree", degree, 0) + 1
+    return 1 - np.arange(m) / m
 
 
 def lanczos_sigma(degree: int, power: int = 3) -> np.ndarray:
@@ -84,7 +89,8 @@ def lanczos_sigma(degree: int, power: int = 3) -> np.ndarray:
     >>> lanczos_sigma(1, power=1).round(6)
     array([1.     , 0.63662])
     """
-    return np.sinc(np.arange(degree + 1) / (degree + 1)) ** power
+    m = checked_count("degree", degree, 0) + 1
+    return np.sinc(np.arange(m) / m) ** power
 
 
 def undamped(degree: int) -> np.ndarray:
@@ -104,7 +110,7 @@ def undamped(degree: int) -> np.ndarray:
     >>> undamped(2)
     array([1., 1., 1.])
     """
-    return np.ones(degree + 1)
+    return np.ones(checked_count("degree", degree, 0) + 1)
 
 
 @dataclass(frozen=True)
@@ -122,7 +128,7 @@ class LorentzDamping:
     Raises
     ------
     ValueError
-        If `strength` is not positive.
+        If `strength` is not positive and finite.
 
     Examples
     --------
@@ -133,17 +139,22 @@ class LorentzDamping:
     strength: float = 4.0
 
     def __post_init__(self) -> None:
-        if not self.strength > 0:
-            msg = f"strength={self.strength} must be positive; 3 to 5 are usual."
-            raise ValueError(msg)
+        checked_positive("strength", self.strength, "3 to 5 are usual")
 
     def __call__(self, degree: int) -> np.ndarray:
         """Return the factors (N + 1,) of degree N."""
-        rest = 1 - np.arange(degree + 1) / (degree + 1)
+        m = checked_count("degree", degree, 0) + 1
+        rest = 1 - np.arange(m) / m
         return np.sinh(self.strength * rest) / np.sinh(self.strength)
 
 
 _NAMED: dict[str, Damping] = {f.__name__: f for f in (jackson, fejer, lanczos_sigma, undamped)}
+
+
+def damping_name(damping: Damping) -> str:
+    """Return a damping as it is written, without the addresses of functions."""
+    name = getattr(damping, "__name__", None)
+    return str(name or re.sub(r"<function ([\w.<>]+) at 0x[0-9a-f]+>", r"\1", repr(damping)))
 
 
 def describe_damping(damping: Damping) -> Any:

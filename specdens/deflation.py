@@ -8,10 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from specdens.algebra import project_out
+from specdens.arguments import checked_numbers
 from specdens.backends import Array
 from specdens.interpretation import DeflatedRule, Rule
 from specdens.probes import ProbeSampler, is_own
-from specdens.spaces import LinearOperator, VectorSpace
+from specdens.spaces import LinearOperator, VectorSpace, checked_vectors
 
 
 class Eigenpairs(Protocol):
@@ -63,14 +64,23 @@ def complement(A: LinearOperator, probes: ProbeSampler, known: Eigenpairs) -> Co
     ValueError
         If the parts of `known` do not fit together or leave no complement, or a number is not
         finite.
+    TypeError
+        If `known` has no such parts.
     """
     space = A.space
-    eigenvalues = np.atleast_1d(np.asarray(known.eigenvalues, dtype=np.float64))
-    bounds = np.atleast_1d(np.asarray(known.residuals, dtype=np.float64))
-    vectors, count = known.eigenvectors, len(eigenvalues)
-    if tuple(vectors.shape) != (space.dimension, count) or bounds.shape != (count,):
+    if not all(hasattr(known, name) for name in ("eigenvalues", "eigenvectors", "residuals")):
         msg = (
-            f"deflate has eigenvectors of shape {tuple(vectors.shape)}, {count} eigenvalues and "
+            f"deflate has type {type(known).__qualname__}; expected what eigsh returns, or "
+            "anything with eigenvalues, eigenvectors and residuals."
+        )
+        raise TypeError(msg)
+    eigenvalues = np.atleast_1d(checked_numbers("deflate.eigenvalues", known.eigenvalues))
+    bounds = np.atleast_1d(checked_numbers("deflate.residuals", known.residuals))
+    vectors, count = known.eigenvectors, len(eigenvalues)
+    shape = tuple(getattr(vectors, "shape", ()))
+    if shape != (space.dimension, count) or bounds.shape != (count,):
+        msg = (
+            f"deflate has eigenvectors of shape {shape}, {count} eigenvalues and "
             f"{len(bounds)} residuals; expected ({space.dimension}, k), k and k."
         )
         raise ValueError(msg)
@@ -81,7 +91,7 @@ def complement(A: LinearOperator, probes: ProbeSampler, known: Eigenpairs) -> Co
         msg = "deflate holds an eigenvalue or residual that is not finite; drop that pair."
         raise ValueError(msg)
     xp = space.backend.xp
-    basis, _ = xp.linalg.qr(xp.astype(vectors, space.working_dtype), mode="reduced")
+    basis, _ = xp.linalg.qr(checked_vectors("deflate.eigenvectors", vectors, space), mode="reduced")
 
     def projected(space: VectorSpace, seed: int, index: int) -> Array:
         v = probes(space, seed, index)

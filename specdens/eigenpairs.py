@@ -8,7 +8,8 @@ import numpy as np
 import tqdm
 from scipy.linalg import eigvalsh_tridiagonal
 
-from specdens.backends import Array, dtype_name
+from specdens.arguments import checked_choice, checked_count, checked_nonnegative, checked_seed
+from specdens.backends import Array
 from specdens.driver import progress_bar
 from specdens.html import eigenpairs_html
 from specdens.methods.eigensolver import MISS, Eigensolver, Goal, component_density, least_tol
@@ -16,8 +17,8 @@ from specdens.methods.lanczos import Lanczos, check_finite
 from specdens.operators import aslinearoperator
 from specdens.probes import ProbeSampler, draw, sphere
 from specdens.quadrature import rounding
-from specdens.runs import MEMORY_BUDGET, checked_count, checked_seed, checked_steps
-from specdens.spaces import LinearOperator, VectorSpace, multiply
+from specdens.runs import MEMORY_BUDGET, checked_steps
+from specdens.spaces import LinearOperator, VectorSpace, checked_vectors, multiply
 
 _WHICH = ("LA", "SA", "LM", "BE")
 
@@ -156,7 +157,11 @@ def eigsh(
     """
     A = aslinearoperator(A)  # noqa: N806
     space, n = A.space, A.space.dimension
-    goal = Goal(checked_count("num_eigenvalues", num_eigenvalues), _which(which), _tol(tol))
+    goal = Goal(
+        checked_count("num_eigenvalues", num_eigenvalues),
+        checked_choice("which", which, _WHICH),
+        checked_nonnegative("tol", tol, "it is relative to the norm of A"),
+    )
     count = 1 if block_size is None else min(checked_count("block_size", block_size), n)
     limit = max(500, 10 * n)
     if max_products is not None:
@@ -193,7 +198,7 @@ def _all_pairs(A: LinearOperator, tol: float, count: int, bar: tqdm.tqdm) -> Eig
         blocks.append(space.to_numpy(multiply(A, x)))
         bar.update(int(x.shape[1]))
     matrix = np.concatenate(blocks, axis=1).astype(np.complex128 if space.is_complex else float)
-    check_finite(matrix, "a product with the identity", 0)
+    check_finite(matrix, "a product with the identity")
     values, vectors = np.linalg.eigh((matrix + matrix.conj().T) / 2)
     moved = space.from_numpy(vectors)
     exact = space.to_numpy(moved).astype(matrix.dtype)
@@ -214,36 +219,14 @@ def _capacity(
     return min(space.dimension, max(least, min(wanted, affordable)))
 
 
-def _which(which: str) -> str:
-    if which not in _WHICH:
-        msg = f"which={which!r} is unknown; choose one of {', '.join(_WHICH)}."
-        raise ValueError(msg)
-    return which
-
-
-def _tol(tol: float) -> float:
-    if not (isinstance(tol, float | int | np.number) and 0 <= tol < np.inf):
-        msg = f"tol={tol!r} must be a number from 0 up; it is relative to the norm of A."
-        raise ValueError(msg)
-    return float(tol)
-
-
 def _unit_columns(start: Array, space: VectorSpace) -> Array:
     """Return `start` as unit columns (n, j) of the space, checked."""
-    shape = tuple(getattr(start, "shape", ()))
-    if len(shape) not in (1, 2) or shape[0] != space.dimension or 0 in shape:
-        msg = f"start has shape {shape}; expected ({space.dimension},) or ({space.dimension}, j)."
-        raise ValueError(msg)
+    x, xp = checked_vectors("start", start, space), space.backend.xp
+    shape = tuple(x.shape)
     if shape[1:] and shape[1] > space.dimension:
         msg = f"start has {shape[1]} columns; pass at most n = {space.dimension}."
         raise ValueError(msg)
-    if dtype_name(start.dtype).startswith("complex") and not space.is_complex:
-        msg = "start is complex, the operator real; pass a real start."
-        raise ValueError(msg)
-    xp = space.backend.xp
-    if isinstance(start, np.ndarray):
-        start = space.from_numpy(start)
-    x = xp.astype(start[:, None] if len(shape) == 1 else start, space.wide_dtype)
+    x = xp.astype(x[:, None] if len(shape) == 1 else x, space.wide_dtype)
     norms = xp.linalg.vector_norm(x, axis=0)
     sizes = space.to_numpy(norms)
     bad = np.flatnonzero(~(np.isfinite(sizes) & (sizes > 0)))
@@ -326,9 +309,7 @@ def spectral_interval(
     A = aslinearoperator(A)  # noqa: N806
     n = A.space.dimension
     method = Lanczos(min(40, n) if num_steps is None else checked_steps(num_steps, n))
-    if not (isinstance(margin, float | int | np.number) and 0 <= margin < np.inf):
-        msg = f"margin={margin!r} must be a number from 0 up, a part of the interval's width."
-        raise ValueError(msg)
+    margin = checked_nonnegative("margin", margin, "it is a part of the interval's width")
     indices = range(checked_count("num_probes", num_probes))
     state = method.init(A, draw(probes, A.space, checked_seed(seed), indices))
     with A.space.backend.session():

@@ -1,4 +1,4 @@
-"""A number with its standard error over the probes. NumPy only."""
+"""A number with its standard error over the probes, and how far a measure is from the truth."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ class Estimate(NamedTuple):
         if np.ndim(self.value):
             return f"Estimate(value={self.value}, stderr={self.stderr})"
         value, stderr = float(self.value), float(self.stderr)
+        if np.isfinite(value) and np.isnan(stderr):
+            return f"{value:.6g} (one probe: no standard error)"
         if not (np.isfinite([value, stderr]).all() and stderr > 1e-12 * abs(value)):
             return f"{value:.6g} ± {stderr:.1g}"
         # Two digits of the error, and as many of the value as that leaves meaningful.
@@ -39,3 +41,23 @@ def over_probes(samples: np.ndarray) -> Estimate:
     p = samples.shape[0]
     spread = samples.std(axis=0, ddof=1) if p > 1 else np.full(samples.shape[1:], np.nan)
     return Estimate(samples.mean(axis=0), spread / np.sqrt(p))
+
+
+class Accuracy(NamedTuple):
+    """How far a measure of `density` is from the truth, in Wasserstein-1 distance over range."""
+
+    statistical: float  # of too few probes, at `confidence`
+    quadrature: float  # of too few steps
+    tolerance: float  # what was asked for
+    confidence: float
+    num_products: int  # columns multiplied
+
+    @property
+    def total(self) -> float:
+        """Sum of both parts."""
+        return self.statistical + self.quadrature
+
+    @property
+    def converged(self) -> bool:
+        """Whether the sum is within the tolerance."""
+        return self.total <= self.tolerance

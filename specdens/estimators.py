@@ -5,8 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from specdens.backends import Array
-from specdens.checkpoint import Checkpoint, saved_settings
+import numpy as np
+
+from specdens.arguments import checked_count, checked_seed, shown
+from specdens.backends import Array, backend_of, dtype_name
+from specdens.checkpoint import Checkpoint, as_checkpoint, saved_settings
 from specdens.deflation import Eigenpairs, complement
 from specdens.driver import Callback, RunState
 from specdens.measure import SpectralMeasure
@@ -16,15 +19,13 @@ from specdens.operators import aslinearoperator
 from specdens.probes import ProbeSampler, from_vectors, sphere
 from specdens.runs import (
     MEMORY_BUDGET,
-    checked_count,
-    checked_seed,
     checked_steps,
     execute,
     fitting,
     is_there,
     sampler_name,
 )
-from specdens.spaces import LinearOperator
+from specdens.spaces import LinearOperator, VectorSpace
 
 
 def slq(
@@ -136,10 +137,12 @@ def slq(
     A = aslinearoperator(A)  # noqa: N806
     num_probes = checked_count("num_probes", num_probes)
     num_steps = checked_steps(num_steps, A.space.dimension)
+    checkpoint = as_checkpoint(checkpoint)
     # What was chosen for the run to resume holds for its rest.
     if resume is not None and is_there(resume, checkpoint):
         saved = resume.settings if isinstance(resume, RunState) else saved_settings(resume)
-        block_size = block_size or saved.get("block_size")
+        if block_size is None:
+            block_size = saved.get("block_size")
         if reorthogonalize is None:
             reorthogonalize = saved.get("reorthogonalize")
     name, operator, extra = sampler_name(probes), A, None
@@ -148,8 +151,6 @@ def slq(
         operator, probes = extra.operator, extra.probes
         num_steps = min(num_steps, A.space.dimension - len(extra.eigenvalues))
     method = lanczos_method(A, num_steps, reorthogonalize, num_probes, memory_budget)
-    if isinstance(checkpoint, str | Path):
-        checkpoint = Checkpoint(checkpoint)
     if block_size is None:
         split = 5 if checkpoint is not None and not checkpoint.vectors else 1
         block_size = fitting(method.memory(A.space), -(-num_probes // split), memory_budget)
@@ -208,6 +209,8 @@ def lanczos(
     ------
     ValueError
         If `start` has the wrong length, is zero or is not finite; otherwise as in `slq`.
+    TypeError
+        If `start` is no array, or complex and `A` real; otherwise as in `slq`.
 
     References
     ----------
@@ -222,9 +225,8 @@ def lanczos(
     array([0.5, 0.5])
     """
     A = aslinearoperator(A)  # noqa: N806
-    if start is not None and getattr(start, "ndim", None) != 1:
-        msg = f"start has shape {getattr(start, 'shape', None)}; expected an array of shape (n,)."
-        raise ValueError(msg)
+    if start is not None:
+        _check_start(start, A.space)
     num_steps = checked_steps(num_steps, A.space.dimension)
     method = lanczos_method(A, num_steps, reorthogonalize, 1, memory_budget)
     settings = {
@@ -236,9 +238,23 @@ def lanczos(
         "probes": "sphere" if start is None else "from_vectors",
     }
     probes = sphere if start is None else from_vectors(start)
-    if isinstance(checkpoint, str | Path):
-        checkpoint = Checkpoint(checkpoint, vectors=True)
-    return execute(A, method, settings, 1, probes, checkpoint, resume, callback, progress)
+    kept = as_checkpoint(checkpoint, vectors=True)
+    return execute(A, method, settings, 1, probes, kept, resume, callback, progress)
+
+
+def _check_start(start: Array, space: VectorSpace) -> None:
+    """Refuse a start that is no vector of the space, or has no direction."""
+    backend, shape = backend_of(start, "start"), tuple(start.shape)
+    if shape != (space.dimension,):
+        msg = f"start has shape {shape}; expected ({space.dimension},)."
+        raise ValueError(msg)
+    if dtype_name(start.dtype).startswith("complex") and not space.is_complex:
+        msg = "start is complex, the operator real; pass a real start."
+        raise TypeError(msg)
+    norm = float(np.linalg.norm(backend.to_numpy(start).astype(np.complex128)))
+    if not 0 < norm < np.inf:
+        msg = f"start has norm {norm}; it must be finite and not zero."
+        raise ValueError(msg)
 
 
 def lanczos_method(
@@ -251,6 +267,9 @@ def lanczos_method(
     """Choose whether to keep the basis: by the bytes of all probes, not by the block."""
     checked_count("memory_budget", memory_budget)
     kept = BlockLanczos(num_steps)
+    if not (reorthogonalize is None or isinstance(reorthogonalize, bool | np.bool_)):
+        msg = f"reorthogonalize={shown(reorthogonalize)} must be True, False or None."
+        raise TypeError(msg)
     if reorthogonalize is None:
         reorthogonalize = kept.memory(A.space) * num_probes <= memory_budget
     return kept if reorthogonalize else Lanczos(num_steps)

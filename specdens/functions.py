@@ -16,17 +16,17 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
-import array_api_compat as compat
 import numpy as np
 
-from specdens.backends import Array, backend_of, dtype_name
+from specdens.arguments import checked_callable, checked_count, checked_positive, values_of
+from specdens.backends import Array
 from specdens.methods.block import BlockLanczos, BlockState
 from specdens.methods.columns import kernels
 from specdens.methods.lanczos import check_finite
 from specdens.operators import Arithmetic, aslinearoperator
 from specdens.quadrature import rounding
-from specdens.runs import MEMORY_BUDGET, checked_count, checked_steps, fitting
-from specdens.spaces import LinearOperator, VectorSpace, multiply
+from specdens.runs import MEMORY_BUDGET, checked_steps, fitting
+from specdens.spaces import LinearOperator, VectorSpace, checked_vectors, multiply
 
 #: A function of eigenvalues: takes a float64 array and returns one of the same shape.
 SpectralFunction: TypeAlias = Callable[[np.ndarray], Any]
@@ -79,7 +79,7 @@ def apply_function(
         If f is not finite on a Ritz value, `x` has the wrong length or is not finite, or a product
         is not finite.
     TypeError
-        If `x` or f is complex and the operator is real.
+        If `x` or f is complex and the operator is real, `x` is no array or f no function.
 
     Warns
     -----
@@ -103,19 +103,20 @@ def apply_function(
     >>> apply_function(np.sqrt, A, np.array([1.0, 1.0])).round(12)
     array([1.73205081, 1.73205081])
     """
+    checked_callable("f", f, "a function of an array of eigenvalues")
     A = aslinearoperator(A)  # noqa: N806
     space, xp = A.space, A.space.backend.xp
-    columns = _columns(x, space)
+    given = checked_vectors("x", x, space)
+    columns = given if given.ndim == 2 else given[:, None]
     method = BlockLanczos(checked_steps(num_steps, space.dimension))
     checked_count("memory_budget", memory_budget)
-    if tol is not None and not tol > 0:
-        msg = f"tol={tol} must be above 0; pass tol=None to stop at rounding."
-        raise ValueError(msg)
+    if tol is not None:
+        checked_positive("tol", tol, "pass tol=None to stop at rounding")
     size = fitting(method.memory(space), columns.shape[1], memory_budget)
     blocks = range(0, columns.shape[1], size)
     parts = [_apply(f, A, columns[:, i : i + size], method, tol) for i in blocks]
     y = xp.concat(parts, axis=1)
-    return y if x.ndim == 2 else y[:, 0]
+    return y if given.ndim == 2 else y[:, 0]
 
 
 @dataclass(frozen=True, repr=False)
@@ -152,19 +153,13 @@ def evaluate(f: SpectralFunction, eigenvalues: np.ndarray, precision: float) -> 
     ------
     ValueError
         If a value is not finite, or f returns another shape.
+    TypeError
+        If f returns something else than numbers.
     """
     resolution = rounding(precision, eigenvalues)
     eigenvalues = np.where(np.abs(eigenvalues) <= resolution, 0.0, eigenvalues)
     with np.errstate(all="ignore"):  # told below, with the Ritz value
-        values = np.asarray(f(eigenvalues))
-    if values.ndim == 0:
-        values = np.broadcast_to(values, eigenvalues.shape)
-    if values.shape != eigenvalues.shape:
-        msg = (
-            f"f returns shape {values.shape} for eigenvalues of shape {eigenvalues.shape}; it must "
-            "work element by element."
-        )
-        raise ValueError(msg)
+        values = values_of(f, eigenvalues)
     bad = ~np.isfinite(values)
     if bad.any():
         msg = (
@@ -188,7 +183,7 @@ def dense_matrix(A: LinearOperator) -> np.ndarray:  # noqa: N803
     """Return the matrix (n, n) of an operator on the host, from n products."""
     space = A.space
     matrix = space.to_numpy(multiply(A, space.from_numpy(np.eye(space.dimension))))
-    check_finite(matrix, "an entry of the matrix", 0)
+    check_finite(matrix, "an entry of the matrix")
     matrix = matrix.astype(np.complex128 if space.is_complex else np.float64)
     return (matrix + matrix.conj().T) / 2
 
@@ -261,24 +256,6 @@ def _assemble(state: BlockState, coefficients: np.ndarray, space: VectorSpace) -
     for j, q in enumerate(state.basis[: len(coefficients) // p]):
         y = y + do.combine(q, space.from_numpy(coefficients[j * p : (j + 1) * p]))
     return xp.permute_dims(y, (1, 0))
-
-
-def _columns(x: Array, space: VectorSpace) -> Array:
-    """Return `x` as columns (n, p) of the space, or say why it is none of its vectors."""
-    shape = tuple(getattr(x, "shape", ()))
-    if len(shape) not in (1, 2) or shape[0] != space.dimension or 0 in shape:
-        n = space.dimension
-        msg = f"x has shape {shape}; expected ({n},) or ({n}, p)."
-        raise ValueError(msg)
-    backend, xp = backend_of(x), space.backend.xp
-    if not space.is_complex and dtype_name(x.dtype).startswith("complex"):
-        msg = "x is complex, the operator real; apply it to the real and the imaginary part."
-        raise TypeError(msg)
-    if backend is space.backend and compat.device(x) == space.device:
-        x = xp.astype(x, space.working_dtype)
-    else:
-        x = space.from_numpy(backend.to_numpy(x))
-    return x if x.ndim == 2 else x[:, None]
 
 
 def _normalized(x: Array, space: VectorSpace) -> tuple[Array, np.ndarray]:

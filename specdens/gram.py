@@ -89,6 +89,46 @@ def weighted_gram(gram: np.ndarray, weights: np.ndarray) -> np.ndarray:
     return np.asarray(root[:, None] * np.asarray(gram, dtype=np.float64) * root)
 
 
+def spectrum_of(matrix: np.ndarray) -> np.ndarray:
+    """Return the eigenvalues of a symmetric matrix, descending.
+
+    Parameters
+    ----------
+    matrix : array of shape (m, m)
+
+    Returns
+    -------
+    ndarray of shape (m,), float64
+
+    Examples
+    --------
+    >>> spectrum_of(np.diag([1.0, 3.0, 2.0]))
+    array([3., 2., 1.])
+    """
+    return np.asarray(np.linalg.eigvalsh(matrix)[::-1])
+
+
+def weighted_eigenvalues(gram: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    r"""Return the eigenvalues of :math:`\sum_j w_j g_j g_j^\top`, but for zeros.
+
+    Parameters
+    ----------
+    gram, weights
+        As in `weighted_gram`.
+
+    Returns
+    -------
+    ndarray of shape (m,), float64
+        Descending.
+
+    Examples
+    --------
+    >>> weighted_eigenvalues(np.eye(2), np.array([4.0, 9.0]))
+    array([9., 4.])
+    """
+    return spectrum_of(weighted_gram(gram, weights))
+
+
 def range_of(gram: np.ndarray, precision: float | None = None) -> tuple[np.ndarray, np.ndarray]:
     """Return the eigenpairs of a Gram matrix that are not zero, descending.
 
@@ -115,6 +155,53 @@ def range_of(gram: np.ndarray, precision: float | None = None) -> tuple[np.ndarr
     floor = float(eigenvalues.max(initial=0.0)) * precision * len(eigenvalues)
     order = np.flatnonzero(eigenvalues > floor)[::-1]
     return eigenvalues[order], vectors[:, order]
+
+
+def weighted_basis(
+    gram: np.ndarray, weights: np.ndarray, precision: float | None = None
+) -> np.ndarray:
+    r"""Return X, so that :math:`g X` is an orthonormal basis of the range of the weighted sum.
+
+    Parameters
+    ----------
+    gram, weights
+        As in `weighted_gram`.
+    precision : float, optional
+        As in `range_of`.
+
+    Returns
+    -------
+    ndarray of shape (m, r), float64
+        The columns of :math:`g X` are eigenvectors of :math:`\sum_j w_j g_j g_j^\top`, those of the
+        largest eigenvalues first.
+
+    Examples
+    --------
+    >>> abs(weighted_basis(np.diag([4.0, 1.0]), np.array([1.0, 9.0])))
+    array([[0. , 0.5],
+           [1. , 0. ]])
+    """
+    eigenvalues, vectors = range_of(weighted_gram(gram, weights), precision)
+    return np.asarray(np.sqrt(weights)[:, None] * vectors / np.sqrt(eigenvalues))
+
+
+def check_number(k: int, number: int) -> None:
+    """Refuse to give more eigenvalues than there are, or none.
+
+    Raises
+    ------
+    ValueError
+        If k is below 1 or above their number.
+
+    Examples
+    --------
+    >>> check_number(3, 2)
+    Traceback (most recent call last):
+    ValueError: k=3 must lie between 1 and 2, the number of eigenvalues.
+    """
+    if not 1 <= k <= number:
+        msg = f"k={k} must lie between 1 and {number}, the number of eigenvalues."
+        raise ValueError(msg)
 
 
 def embedding(

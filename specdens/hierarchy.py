@@ -8,15 +8,20 @@ is all that is needed here. Pairs are in row-major order, c * C + c'.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
+from specdens.class_parts import PARTS as PARTS
+from specdens.class_parts import check_part
 from specdens.gram import Attribution as Attribution
 from specdens.gram import attributed as attributed
 from specdens.gram import embedding as embedding
 from specdens.gram import range_of as range_of
+from specdens.gram import spectrum_of
+from specdens.gram import weighted_basis as weighted_basis
+from specdens.gram import weighted_eigenvalues as weighted_eigenvalues
 from specdens.gram import weighted_gram as weighted_gram
-
-PARTS = ("class", "cross", "equal", "means")
 
 
 def class_weights(pair_weights: np.ndarray) -> np.ndarray:
@@ -89,11 +94,8 @@ def part_gram(gram: np.ndarray, pair_weights: np.ndarray, part: str) -> np.ndarr
     array([[0.25 , 0.   ],
            [0.   , 0.125]])
     """
-    weights = _checked_weights(pair_weights)
-    gram = _checked_gram(gram, weights)
-    half = _contracted(gram, weights, part)
-    matrix = _contracted(half.T, weights, part)
-    return np.asarray((matrix + matrix.T) / 2)
+    weights, gram = _checked(pair_weights, gram)
+    return _on_both_sides(lambda matrix: _contracted(matrix, weights, part), gram)
 
 
 def part_eigenvalues(gram: np.ndarray, pair_weights: np.ndarray, part: str) -> np.ndarray:
@@ -124,7 +126,7 @@ def part_eigenvalues(gram: np.ndarray, pair_weights: np.ndarray, part: str) -> n
     >>> part_eigenvalues(np.eye(4), np.array([[0.5, 0.25], [0.125, 0.125]]), "means")
     array([0.5  , 0.25 , 0.125, 0.125])
     """
-    return np.asarray(np.linalg.eigvalsh(part_gram(gram, pair_weights, part))[::-1])
+    return spectrum_of(part_gram(gram, pair_weights, part))
 
 
 def part_basis(
@@ -213,7 +215,7 @@ def part_tables(products: np.ndarray, pair_weights: np.ndarray, part: str) -> np
             "one more axis."
         )
         raise ValueError(msg)
-    _check_part(part)
+    check_part(part)
     trailing = (...,) + (None,) * (a.ndim - 2)
     if part == "means":
         return a
@@ -255,11 +257,9 @@ def class_gram(gram: np.ndarray, pair_weights: np.ndarray) -> np.ndarray:
     array([[2., 0.],
            [0., 3.]])
     """
-    weights = _checked_weights(pair_weights)
-    gram = _checked_gram(gram, weights)
+    weights, gram = _checked(pair_weights, gram)
     shares = _shares(weights)
-    matrix = _summed(shares, _summed(shares, gram).T)
-    return np.asarray((matrix + matrix.T) / 2)
+    return _on_both_sides(lambda matrix: _summed(shares, matrix), gram)
 
 
 def squared_distances(gram: np.ndarray, pair_weights: np.ndarray) -> np.ndarray:
@@ -292,17 +292,22 @@ def squared_distances(gram: np.ndarray, pair_weights: np.ndarray) -> np.ndarray:
     >>> distances[0]  # the class mean of the first class is its mean for c' = 2
     array([0., 2., 2., 0., 2., 2.])
     """
-    weights = _checked_weights(pair_weights)
-    gram = _checked_gram(gram, weights)
+    weights, gram = _checked(pair_weights, gram)
     mixed = _summed(_shares(weights), gram)  # (C, C * C), class means with pair means
     extended = np.block([[class_gram(gram, weights), mixed], [mixed.T, gram]])
     norms = np.diagonal(extended)
     return np.asarray(np.maximum(norms[:, None] + norms - (extended + extended.T), 0.0))
 
 
+def _on_both_sides(contract: Callable[[np.ndarray], np.ndarray], gram: np.ndarray) -> np.ndarray:
+    """Return A^T gram A, symmetric to the bit, where `contract` returns A^T times a matrix."""
+    matrix = contract(contract(gram).T)
+    return np.asarray((matrix + matrix.T) / 2)
+
+
 def _contracted(matrix: np.ndarray, weights: np.ndarray, part: str) -> np.ndarray:
     """Return A^T times a matrix of C * C rows, with (g A)(g A)^T the part."""
-    _check_part(part)
+    check_part(part)
     number = len(weights)
     root = np.sqrt(weights)
     if part == "equal":
@@ -355,12 +360,6 @@ def _summed(factors: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return np.asarray(np.matmul(factors[:, None], blocks)[:, 0])
 
 
-def _check_part(part: str) -> None:
-    if part not in PARTS:
-        msg = f"part={part!r} is unknown; expected one of {', '.join(map(repr, PARTS))}."
-        raise ValueError(msg)
-
-
 def _checked_weights(pair_weights: np.ndarray) -> np.ndarray:
     weights = np.asarray(pair_weights, dtype=np.float64)
     if weights.ndim != 2 or weights.shape[0] != weights.shape[1] or not weights.size:
@@ -377,12 +376,13 @@ def _checked_weights(pair_weights: np.ndarray) -> np.ndarray:
     return weights
 
 
-def _checked_gram(gram: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    matrix = np.asarray(gram, dtype=np.float64)
+def _checked(pair_weights: np.ndarray, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return the weights and the Gram matrix of the pairs in double precision."""
+    weights, matrix = _checked_weights(pair_weights), np.asarray(gram, dtype=np.float64)
     if matrix.shape != (weights.size, weights.size):
         msg = (
             f"gram has shape {matrix.shape}; expected {(weights.size, weights.size)}, the inner "
             f"products of one mean for each of the {weights.size} pairs in pair_weights."
         )
         raise ValueError(msg)
-    return matrix
+    return weights, matrix

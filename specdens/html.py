@@ -1,4 +1,4 @@
-"""Results as small HTML tables, for notebooks: what it is, how certain, and what to do next."""
+"""Results in a few lines, or as small HTML tables for notebooks: what it is and how certain."""
 
 from __future__ import annotations
 
@@ -15,7 +15,39 @@ if TYPE_CHECKING:
 
 _SHOWN = 6  # eigenvalues listed one by one
 _CONFIDENCE = 0.95
-_CELL = "text-align: left; vertical-align: top"
+_CELL = "text-align: left; vertical-align: top; padding: 0.15em 1.2em 0.15em 0"
+
+
+def measure_text(measure: SpectralMeasure) -> str:
+    """Return a measure in three lines.
+
+    Parameters
+    ----------
+    measure : SpectralMeasure
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> from specdens.measure import SpectralMeasure
+    >>> measure = SpectralMeasure(np.array([[1.0, 3.0]]), np.array([[0.5, 0.5]]), dimension=4)
+    >>> print(measure_text(measure))
+    SpectralMeasure of n=4 eigenvalues in [1, 3]
+      1 probe x 2 nodes, 0 eigenvalues resolved
+      trace 8 (one probe: no standard error), smoothing Gaussian(width=1.0)
+    """
+    low, high = measure.support
+    size = f"{_plural(measure.num_probes, 'probe')} x {_plural(measure.nodes.shape[1], 'node')}"
+    total = f"trace {measure.trace()}"
+    if measure.provenance.get("isotropic") is False:  # what given vectors see is no trace
+        total = f"mean seen {measure.moment(1).value:.6g}"
+    return (
+        f"SpectralMeasure of n={measure.dimension} eigenvalues in [{low:.6g}, {high:.6g}]\n"
+        f"  {size}, {_plural(len(measure.outliers), 'eigenvalue')} resolved\n"
+        f"  {total}, smoothing {measure.smoothing}"
+    )
 
 
 def measure_html(measure: SpectralMeasure) -> str:

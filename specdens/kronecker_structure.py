@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from specdens.backends import Array
+from specdens.gram import check_number
 from specdens.operators import Arithmetic
 from specdens.spaces import LinearOperator, VectorSpace
 
@@ -254,9 +255,7 @@ def kronecker_eigenpairs(
     if values.shape != shape:
         msg = f"eigenvalues have shape {values.shape}, the bases {shape[0]} and {shape[1]} columns."
         raise ValueError(msg)
-    if not 1 <= k <= values.size:
-        msg = f"k={k} must lie between 1 and {values.size}, the number of eigenvalues."
-        raise ValueError(msg)
+    check_number(k, values.size)
     flat = values.ravel()
     least = np.partition(flat, values.size - k)[values.size - k]
     chosen = np.flatnonzero(flat >= least)

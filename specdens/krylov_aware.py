@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from specdens.arguments import checked_count, checked_seed
 from specdens.backends import Array
 from specdens.functions import NUM_STEPS, dense_matrix, krylov_space
 from specdens.measure import SpectralMeasure
@@ -12,7 +13,7 @@ from specdens.methods.columns import kernels
 from specdens.operators import aslinearoperator
 from specdens.probes import draw, sphere
 from specdens.quadrature import QuadratureRule
-from specdens.runs import MEMORY_BUDGET, checked_count, checked_seed, checked_steps, fitting
+from specdens.runs import MEMORY_BUDGET, checked_steps, fitting
 from specdens.spaces import LinearOperator
 
 
@@ -70,6 +71,7 @@ def krylov_density(
     """
     A = aslinearoperator(A)  # noqa: N806
     n, seed = A.space.dimension, checked_seed(seed)
+    checked_count("memory_budget", memory_budget)
     steps = checked_steps(min(NUM_STEPS, n) if num_steps is None else num_steps, n)
     products = 40 * steps if num_products is None else checked_count("num_products", num_products)
     provenance = {"method": "krylov", "probes": "sphere", "seeds": [seed], "num_steps": steps}
@@ -122,9 +124,7 @@ def _complement_rule(
     """Return the rules of what probes have in the complement of a basis."""
     space, method = A.space, BlockLanczos(num_steps)
     xp, do = space.backend.xp, kernels(space.backend, space.wide_dtype)
-    size = fitting(
-        method.memory(space), len(indices), checked_count("memory_budget", memory_budget)
-    )
+    size = fitting(method.memory(space), len(indices), memory_budget)
     rules = []
     for start in range(0, len(indices), size):
         v = xp.permute_dims(draw(sphere, space, seed, indices[start : start + size]), (1, 0))

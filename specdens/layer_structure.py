@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from specdens.class_parts import inverse_weights
+from specdens.gram import spectrum_of
 from specdens.hierarchy import part_eigenvalues
 
 
@@ -75,7 +78,7 @@ class LayerStructure:
 
     def feature_eigenvalues(self) -> np.ndarray:
         """Return the eigenvalues of the features' second moment, (d,) descending."""
-        return np.asarray(np.linalg.eigvalsh(self.feature_second_moment)[::-1])
+        return spectrum_of(self.feature_second_moment)
 
     def error_eigenvalues(self, part: str | None = None) -> np.ndarray:
         """Return eigenvalues of the errors' second moment or of one of its parts, descending.
@@ -103,9 +106,64 @@ class LayerStructure:
             matrix = self.error_second_moment - (means * self.pair_weights.ravel()) @ means.T
         else:
             return part_eigenvalues(means.T @ means, self.pair_weights, part)
-        return np.asarray(np.linalg.eigvalsh(matrix)[::-1])
+        return spectrum_of(matrix)
 
     def __repr__(self) -> str:
         m, number, _ = self.error_means.shape
         features = len(self.feature_mean)
         return f"LayerStructure({self.name!r}, {features} inputs, {m} outputs, {number} classes)"
+
+
+class LayerSums(NamedTuple):
+    """Weighted sums over the data that a `LayerStructure` is made of, in arrays of any library."""
+
+    shares: Any  # (C,)
+    features: Any  # (C, d)
+    feature_square: Any  # (d, d)
+    pairs: Any  # (C, C)
+    errors: Any  # (C, C, m), the true class first
+    error_square: Any  # (m, m)
+
+
+def averaged(sums: LayerSums, name: str, divisor: float) -> LayerStructure:
+    """Divide sums over the data by their weights.
+
+    Parameters
+    ----------
+    sums : LayerSums
+        Of arrays on the host, float64.
+    name : str
+        The layer's.
+    divisor : float
+        What the risk divides by. Features are averages whatever it is.
+
+    Returns
+    -------
+    LayerStructure
+
+    Examples
+    --------
+    Inputs 2 and 4, both of the first of two classes, and errors of the pair (0, 1) alone:
+
+    >>> errors, pairs = np.zeros((2, 2, 1)), np.array([[0.0, 0.5], [0.0, 0.0]])
+    >>> errors[0, 1] = 1.0
+    >>> square = np.array([[2.0]])
+    >>> sums = LayerSums(
+    ...     np.array([2.0, 0.0]), np.array([[6.0], [0.0]]), 10 * square, pairs, errors, square
+    ... )
+    >>> layer = averaged(sums, "head", 2.0)
+    >>> layer.feature_means, layer.feature_second_moment, layer.error_means[:, 0, 1]
+    (array([[3., 0.]]), array([[10.]]), array([2.]))
+    """
+    total = sums.shares.sum()
+    errors = sums.errors * inverse_weights(sums.pairs)[..., None]
+    return LayerStructure(
+        name=name,
+        class_shares=sums.shares / total,
+        feature_means=(sums.features * inverse_weights(sums.shares)[:, None]).T,
+        feature_mean=sums.features.sum(0) / total,
+        feature_second_moment=sums.feature_square / total,
+        pair_weights=sums.pairs / divisor,
+        error_means=np.moveaxis(errors, -1, 0),
+        error_second_moment=sums.error_square / divisor,
+    )

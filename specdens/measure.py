@@ -9,36 +9,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from specdens.estimate import Estimate, over_probes
+from specdens.arguments import (
+    checked_choice,
+    checked_count,
+    checked_fraction,
+    checked_number,
+    checked_numbers,
+    checked_probabilities,
+    values_of,
+)
+from specdens.estimate import Accuracy, Estimate, over_probes
 from specdens.interpretation import Rule, band, join, plain, read, steps_of
 from specdens.quadrature import step_distance
 from specdens.sharpening import Outliers
-from specdens.smoothing import Chebyshev, Gaussian, Smoothing
-
-
-class Accuracy(NamedTuple):
-    """How far a measure of `density` is from the truth, in Wasserstein-1 distance over range."""
-
-    statistical: float  # of too few probes, at `confidence`
-    quadrature: float  # of too few steps
-    tolerance: float  # what was asked for
-    confidence: float
-    num_products: int  # columns multiplied
-
-    @property
-    def total(self) -> float:
-        """Sum of both parts."""
-        return self.statistical + self.quadrature
-
-    @property
-    def converged(self) -> bool:
-        """Whether the sum is within the tolerance."""
-        return self.total <= self.tolerance
+from specdens.smoothing import Chebyshev, Gaussian, Smoothing, checked_smoothing
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -71,7 +60,9 @@ class SpectralMeasure:
     Raises
     ------
     ValueError
-        If shapes differ or an entry is not finite.
+        If shapes differ, an entry is not finite or `dimension` is below 1.
+    TypeError
+        If `nodes` or `weights` are no numbers, `dimension` no integer or `smoothing` none.
 
     Examples
     --------
@@ -89,18 +80,20 @@ class SpectralMeasure:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        nodes = np.atleast_2d(np.asarray(self.nodes, dtype=np.float64))
-        weights = np.atleast_2d(np.asarray(self.weights, dtype=np.float64))
+        nodes = np.atleast_2d(checked_numbers("nodes", self.nodes))
+        weights = np.atleast_2d(checked_numbers("weights", self.weights))
         if nodes.shape != weights.shape or nodes.ndim != 2 or nodes.size == 0:
-            msg = f"nodes have shape {nodes.shape}, weights {weights.shape}; expected the same."
+            msg = f"nodes have shape {nodes.shape}, weights {weights.shape}; expected one (p, m)."
             raise ValueError(msg)
         if not (np.isfinite(nodes).all() and np.isfinite(weights).all()):
-            msg = "nodes and weights must be finite."
+            msg = "nodes or weights have entries that are NaN or Inf; both must be finite."
             raise ValueError(msg)
+        checked_count("dimension", self.dimension)
         object.__setattr__(self, "nodes", nodes)
         object.__setattr__(self, "weights", weights)
         if self.smoothing is None:
             object.__setattr__(self, "smoothing", self._default_smoothing())
+        checked_smoothing(self.smoothing)
 
     @classmethod
     def from_rule(
@@ -161,11 +154,16 @@ class SpectralMeasure:
         ----------
         f : callable
             Takes and returns an array, element by element. Called on nodes that carry weight only.
+
+        Raises
+        ------
+        ValueError
+            If `f` returns another shape.
+        TypeError
+            If `f` is no function, or returns something else than numbers.
         """
         used = self.weights != 0
-        values = np.asarray(f(self.nodes[used]))
-        if values.shape != (int(used.sum()),):
-            values = np.broadcast_to(values, (int(used.sum()),))
+        values = values_of(f, self.nodes[used])
         terms = np.zeros(self.nodes.shape, dtype=np.result_type(values, np.float64))
         terms[used] = self.weights[used] * values
         return over_probes(terms.sum(axis=1))
@@ -180,12 +178,12 @@ class SpectralMeasure:
         Raises
         ------
         ValueError
-            If `order` is not a nonnegative integer.
+            If `order` is negative.
+        TypeError
+            If it is no integer.
         """
-        if order != int(order) or order < 0:
-            msg = f"order={order} must be a nonnegative integer; use integrate for other functions."
-            raise ValueError(msg)
-        return self.integrate(lambda x: x ** int(order))
+        power = checked_count("order", order, 0, "use integrate for other functions")
+        return self.integrate(lambda x: x**power)
 
     def count(self, low: float, high: float) -> Estimate:
         """Return how many eigenvalues lie in the closed interval [low, high], without smoothing.
@@ -193,24 +191,27 @@ class SpectralMeasure:
         The standard error is that of the probes. An interval narrower than the steps resolve can
         miss nodes that stand for eigenvalues in it: half a gap on either side is safe.
         """
-        if not low <= high:
-            msg = f"low={low} must not exceed high={high}."
+        if not checked_number("low", low) <= checked_number("high", high):
+            msg = f"low={low} must not exceed high={high}; swap them."
             raise ValueError(msg)
         return self.trace(lambda x: ((x >= low) & (x <= high)).astype(np.float64))
 
     def pdf(self, x: ArrayLike, smoothing: Smoothing | None = None) -> Estimate:
         """Return the density at `x`, in 1 / eigenvalue units; it integrates to 1 as it is."""
-        return self._smoothed((smoothing or self.smoothing).density, x)
+        return self._smoothed(self._broadening(smoothing).density, x)
 
     def cdf(self, x: ArrayLike, smoothing: Smoothing | None = None) -> Estimate:
         """Return the fraction of eigenvalues up to `x`: the integral of `pdf`.
 
         ``smoothing=Gaussian(0)`` gives the step function of the rule itself.
         """
-        return self._smoothed((smoothing or self.smoothing).cumulative, x)
+        return self._smoothed(self._broadening(smoothing).cumulative, x)
+
+    def _broadening(self, smoothing: Smoothing | None) -> Smoothing:
+        return self.smoothing if smoothing is None else checked_smoothing(smoothing)
 
     def _smoothed(self, kernel: Callable[..., np.ndarray], x: ArrayLike) -> Estimate:
-        at = np.asarray(x, dtype=np.float64)
+        at = checked_numbers("x", x)
         rows = [
             kernel(at.ravel(), nodes[weights != 0]) @ weights[weights != 0]
             for nodes, weights in zip(self.nodes, self.weights, strict=True)
@@ -266,9 +267,7 @@ class SpectralMeasure:
         ValueError
             If `confidence` is out of range, or the probes are not uniform on the sphere.
         """
-        if not 0 < confidence < 1:
-            msg = f"confidence={confidence} must lie between 0 and 1."
-            raise ValueError(msg)
+        checked_fraction("confidence", confidence, "it is a probability")
         if self.rule is None or self.provenance.get("probes") != "sphere":
             msg = (
                 f"probes={self.provenance.get('probes')!r}: the band holds for a Gauss rule of "
@@ -276,15 +275,12 @@ class SpectralMeasure:
             )
             raise ValueError(msg)
         freedoms = 2 if self.provenance["complex"] else 1
-        at = np.asarray(x, dtype=np.float64)
+        at = checked_numbers("x", x)
         return band(self.rule, self.dimension, at, confidence, freedoms)
 
     def quantile(self, q: ArrayLike) -> np.ndarray:
         """Return the smallest node up to which a fraction `q` of eigenvalues lies, unsmoothed."""
-        q = np.asarray(q, dtype=np.float64)
-        if not ((q >= 0) & (q <= 1)).all():
-            msg = f"q={q} must lie in [0, 1]."
-            raise ValueError(msg)
+        q = checked_probabilities("q", q)
         nodes, cumulative = self._steps()
         cumulative = np.maximum.accumulate(cumulative)  # signed weights of moments go up and down
         # A rounding below the jump is the jump: cumulative sums of weights are not exact.
@@ -307,7 +303,10 @@ class SpectralMeasure:
             A measure, or eigenvalues of equal mass.
         """
         if not isinstance(other, SpectralMeasure):
-            values = np.asarray(other, dtype=np.float64).ravel()
+            values = checked_numbers("other", other).ravel()
+            if not (values.size and np.isfinite(values).all()):
+                msg = f"other has {values.size} eigenvalues; expected one or more, all finite."
+                raise ValueError(msg)
             other = SpectralMeasure(values, np.full(values.shape, 1 / values.size), values.size)
         return step_distance(*self._steps(), *other._steps())
 
@@ -331,12 +330,18 @@ class SpectralMeasure:
         ValueError
             If the dimensions or kinds of probes differ, or the seeds agree: the same probes twice
             would claim a smaller error than there is.
+        TypeError
+            If `other` is no measure.
         """
+        if not isinstance(other, SpectralMeasure):
+            msg = f"other has type {type(other).__qualname__}; expected a SpectralMeasure."
+            raise TypeError(msg)
         if self.rule is None or other.rule is None:
-            msg = "extend needs two measures from an estimator; one of them has no rule."
+            whose = "this measure" if self.rule is None else "other"
+            msg = f"{whose} has no rule, as slq and kpm keep it; only measures of runs are joined."
             raise ValueError(msg)
         if self.dimension != other.dimension:
-            msg = f"other has dimension {other.dimension}, this measure {self.dimension}."
+            msg = f"other has dimension={other.dimension}, expected {self.dimension}."
             raise ValueError(msg)
         for key in ("probes", "method"):
             if self.provenance.get(key) != other.provenance.get(key):
@@ -345,7 +350,7 @@ class SpectralMeasure:
                 raise ValueError(msg)
         seeds = [*self.provenance["seeds"], *other.provenance["seeds"]]
         if len(set(seeds)) < len(seeds):
-            msg = f"seed={other.provenance['seeds']} was used already; run the second with another."
+            msg = f"seed={other.provenance['seeds']} was used already; run other with another seed."
             raise ValueError(msg)
         rule = join([self.rule, other.rule])
         provenance = {**self.provenance, "seeds": seeds, "num_probes": rule.num_probes}
@@ -371,9 +376,7 @@ class SpectralMeasure:
         """
         from specdens.plotting import plot_cdf, plot_density  # imports matplotlib
 
-        if kind not in ("density", "cdf"):
-            msg = f"kind={kind!r} must be 'density' or 'cdf'."
-            raise ValueError(msg)
+        checked_choice("kind", kind, ("density", "cdf"))
         if kind == "cdf":
             return plot_cdf(self, ax, **options)
         return plot_density(self, ax, log=log, **options)
@@ -385,13 +388,9 @@ class SpectralMeasure:
         save(self, path)
 
     def __repr__(self) -> str:
-        low, high = self.support
-        return (
-            f"SpectralMeasure of n={self.dimension} eigenvalues in [{low:.6g}, {high:.6g}]\n"
-            f"  {self.num_probes} probes x {self.nodes.shape[1]} nodes, "
-            f"{len(self.outliers)} eigenvalues resolved\n"
-            f"  trace {self.trace()}, smoothing {self.smoothing}"
-        )
+        from specdens.html import measure_text
+
+        return measure_text(self)
 
     def _repr_html_(self) -> str:
         from specdens.html import measure_html

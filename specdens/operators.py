@@ -14,6 +14,7 @@ import array_api_compat as compat
 import numpy as np
 import scipy.sparse
 
+from specdens.arguments import checked_callable, shown
 from specdens.backends import Array, backend_of, dtype_name, get_backend
 from specdens.foreign import foreign_product, shape_of
 from specdens.spaces import LinearOperator, VectorSpace
@@ -90,10 +91,13 @@ def check_same_space(first: LinearOperator, *others: LinearOperator) -> VectorSp
 
 def real_scalar(value: Any, name: str) -> float:
     """Return `value` as a float, or say that it would not leave the operator Hermitian."""
-    if isinstance(value, bool | str) or (not np.isscalar(value) and np.ndim(value) != 0):
-        msg = f"{name}={value!r} must be a real number; use ``A @ x`` to multiply a vector."
-        raise TypeError(msg)
-    number = complex(cast("Any", value))
+    try:
+        no_number = isinstance(value, bool | str) or getattr(value, "ndim", 0) != 0
+        number = complex("" if no_number else value)
+    except (TypeError, ValueError):
+        advice = "; A @ x multiplies a vector" if hasattr(value, "shape") else ""
+        msg = f"{name}={shown(value)} must be a real number{advice}."
+        raise TypeError(msg) from None
     if number.imag != 0 or not np.isfinite(number.real):
         msg = f"{name}={value!r} must be real and finite, or the operator would not stay Hermitian."
         raise ValueError(msg)
@@ -206,11 +210,12 @@ class FunctionOperator(Arithmetic):
     _found: dict[str, bool] = field(default_factory=dict, init=False, compare=False)
 
     def __post_init__(self) -> None:
-        if not callable(self.function):
-            msg = f"function={self.function!r} cannot be called; pass a function of a vector."
-            raise TypeError(msg)
+        checked_callable("function", self.function, "a function of a vector")
         if not isinstance(self.space, VectorSpace):
-            msg = f"space={self.space!r} must be a VectorSpace; VectorSpace.like(vector) makes one."
+            msg = (
+                f"space={shown(self.space)} must be a VectorSpace; VectorSpace.like(vector) makes "
+                "one."
+            )
             raise TypeError(msg)
 
     def __matmul__(self, x: Array, /) -> Array:
@@ -223,6 +228,12 @@ class FunctionOperator(Arithmetic):
 
     def _columns(self, x: Array) -> Array:
         columns = [self.function(x[:, j]) for j in range(x.shape[1])]
+        for y in columns:
+            shape = getattr(y, "shape", None)
+            if shape is None or tuple(shape) != (x.shape[0],):
+                found = type(y).__qualname__ if shape is None else f"shape {tuple(shape)}"
+                msg = f"function returns {found} for x of shape ({x.shape[0]},); expected A @ x."
+                raise ValueError(msg)
         return self.space.backend.xp.stack(columns, axis=1)
 
     def _find_out(self, x: Array) -> Array:
@@ -282,8 +293,11 @@ def aslinearoperator(A: Any) -> LinearOperator:  # noqa: N803 (the field's name 
     """
     if isinstance(A, LinearOperator) and isinstance(A.space, VectorSpace):
         return A
+    if isinstance(A, type):
+        msg = f"operator is the class {A.__qualname__}; pass an instance of it."
+        raise TypeError(msg)
     if isinstance(A, list | tuple):
-        A = np.asarray(A)  # noqa: N806
+        A = _from_rows(A)  # noqa: N806
     shape = shape_of(A)
     if shape is None:
         msg = (
@@ -307,6 +321,14 @@ def aslinearoperator(A: Any) -> LinearOperator:  # noqa: N803 (the field's name 
         return FunctionOperator(product, product.space, product.blocks)
     msg = f"operator of type {type(A).__qualname__} has .shape but neither @ nor matvec nor matmat."
     raise TypeError(msg)
+
+
+def _from_rows(rows: Any) -> np.ndarray:
+    try:
+        return np.asarray(rows)
+    except (TypeError, ValueError) as error:
+        msg = "operator is a list whose rows differ in length; expected n rows of n numbers."
+        raise ValueError(msg) from error
 
 
 def _from_sparse(matrix: Any) -> LinearOperator | None:
@@ -345,7 +367,7 @@ def _from_dense(matrix: Any) -> LinearOperator | None:
     if isinstance(matrix, np.ndarray):
         matrix = np.asarray(matrix)  # numpy.matrix would give back two-dimensional vectors
         if matrix.dtype.kind not in "biufc":
-            msg = f"operator has dtype {matrix.dtype}; expected numbers."
+            msg = f"operator has dtype {matrix.dtype}; expected numbers, such as float64."
             raise TypeError(msg)
     space = VectorSpace.like(matrix)
     xp = backend.xp

@@ -6,13 +6,14 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from specdens.arguments import checked_count
 from specdens.backends import Array
 from specdens.driver import Method
 from specdens.estimators import lanczos_method
 from specdens.methods.block import BlockLanczos
 from specdens.operators import aslinearoperator
 from specdens.probes import draw, sphere
-from specdens.runs import MEMORY_BUDGET, checked_count, checked_steps, fitting
+from specdens.runs import MEMORY_BUDGET, checked_steps, fitting
 from specdens.spaces import LinearOperator
 
 
@@ -94,6 +95,8 @@ def plan(
     ------
     ValueError
         If a count is below 1, `num_steps` exceeds n, or a product is not finite.
+    TypeError
+        If `A` is not an operator or a count is not an integer.
 
     Examples
     --------

@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from specdens.arguments import checked_count
+from specdens.smoothing import Gaussian, checked_smoothing
+
 if TYPE_CHECKING:
     from specdens.measure import SpectralMeasure
     from specdens.smoothing import Smoothing
@@ -49,7 +52,7 @@ def plot_density(
     matplotlib Axes
     """
     ax = _axes(ax)
-    smoothing = smoothing or measure.smoothing
+    smoothing = checked_smoothing(smoothing or measure.smoothing)
     isolated = isolated_outliers(measure, smoothing)
     stems = measure.outliers.eigenvalues[isolated]
     heights = np.nan_to_num(measure.outliers.multiplicities[isolated], nan=1.0) / measure.dimension
@@ -111,8 +114,6 @@ def plot_cdf(
     -------
     matplotlib Axes
     """
-    from specdens.smoothing import Gaussian
-
     ax = _axes(ax)
     x = grid(measure, num_points)
     ax.step(
@@ -131,6 +132,7 @@ def plot_cdf(
 
 def grid(measure: SpectralMeasure, num_points: int = 2000) -> np.ndarray:
     """Return points to draw at, ascending: half evenly spaced, half dense where the bulk is."""
+    checked_count("num_points", num_points, 4)
     low, high = measure.support
     margin = 0.03 * (high - low) or 4 * measure.smoothing.resolution
     levels = np.linspace(0.001, 0.999, max(2, num_points // 4))
@@ -143,6 +145,10 @@ def grid(measure: SpectralMeasure, num_points: int = 2000) -> np.ndarray:
 def _axes(ax: Any) -> Any:
     if ax is not None:
         return ax
-    import matplotlib.pyplot as plt
+    try:
+        import matplotlib.pyplot as plt
+    except ImportError as error:
+        msg = "plots need matplotlib, which is not installed; pip install 'specdens[plot]'."
+        raise ImportError(msg) from error
 
     return plt.subplots(figsize=(7, 4), layout="constrained")[1]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
+from specdens.arguments import checked_count, checked_interval, checked_seed
 from specdens.backends import Array
-from specdens.checkpoint import Checkpoint, load_run, saved_settings
+from specdens.checkpoint import Checkpoint, as_checkpoint, load_run, saved_settings
 from specdens.deflation import Eigenpairs, complement
 from specdens.driver import Callback, RunState
 from specdens.eigenpairs import spectral_interval
@@ -16,15 +15,7 @@ from specdens.measure import SpectralMeasure
 from specdens.methods.chebyshev import ChebyshevMoments
 from specdens.operators import aslinearoperator
 from specdens.probes import ProbeSampler, sphere
-from specdens.runs import (
-    MEMORY_BUDGET,
-    checked_count,
-    checked_seed,
-    execute,
-    fitting,
-    is_there,
-    sampler_name,
-)
+from specdens.runs import MEMORY_BUDGET, execute, fitting, is_there, sampler_name
 from specdens.spaces import LinearOperator
 
 
@@ -115,19 +106,20 @@ def kpm(
     """
     A = aslinearoperator(A)  # noqa: N806
     num_probes = checked_count("num_probes", num_probes)
-    if checked_count("num_moments", num_moments) < 2:
-        msg = f"num_moments={num_moments} must be at least 2."
-        raise ValueError(msg)
+    num_moments = checked_count("num_moments", num_moments, 2)
+    if interval is not None:
+        interval = _checked_interval(interval)
+    checkpoint = as_checkpoint(checkpoint)
     name, operator, extra = sampler_name(probes), A, None
     if deflate is not None:
         extra = complement(A, probes, deflate)
         operator, probes = extra.operator, extra.probes
     if resume is not None and is_there(resume, checkpoint):
         saved = resume.settings if isinstance(resume, RunState) else saved_settings(resume)
-        block_size = block_size or saved.get("block_size")
-        interval = interval or saved.get("interval")
+        block_size = saved.get("block_size") if block_size is None else block_size
+        interval = saved.get("interval") if interval is None else interval
     if block_size is None:
-        split = 5 if checkpoint is not None and not getattr(checkpoint, "vectors", False) else 1
+        split = 5 if checkpoint is not None and not checkpoint.vectors else 1
         block_size = fitting(4 * A.space.vector_bytes, -(-num_probes // split), memory_budget)
     block_size = min(checked_count("block_size", block_size), num_probes)
     if interval is None:
@@ -135,7 +127,7 @@ def kpm(
         interval = spectral_interval(
             operator, num_steps=steps, num_probes=block_size, seed=seed, probes=probes
         )
-    method = ChebyshevMoments(int(num_moments), _checked_interval(interval))
+    method = ChebyshevMoments(num_moments, _checked_interval(interval))
     settings = {
         "method": "kpm",
         "num_moments": method.num_moments,
@@ -145,8 +137,6 @@ def kpm(
         "probes": name,
         "deflated": [] if extra is None else extra.eigenvalues.tolist(),
     }
-    if isinstance(checkpoint, str | Path):
-        checkpoint = Checkpoint(checkpoint)
     if resume is not None and is_there(resume, checkpoint):
         resume = _extended(resume, method, A)
     return execute(
@@ -184,10 +174,7 @@ def _extended(
 
 
 def _checked_interval(interval: tuple[float, float]) -> tuple[float, float]:
-    low, high = (float(end) for end in interval)
-    if not (np.isfinite([low, high]).all() and low <= high):
-        msg = f"interval={(low, high)} must be finite with low < high."
-        raise ValueError(msg)
+    low, high = checked_interval("interval", interval, point=True)
     if low == high:  # a multiple of the identity: any interval around it will do
         margin = abs(low) or 1.0
         return low - margin, high + margin

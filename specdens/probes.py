@@ -14,6 +14,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from specdens.arguments import checked_callable, checked_count, checked_seed
 from specdens.backends import Array, backend_of, dtype_name
 from specdens.spaces import VectorSpace
 
@@ -21,6 +22,8 @@ from specdens.spaces import VectorSpace
 ProbeSampler: TypeAlias = Callable[[VectorSpace, int, int], Array]
 
 
+#: What a sampler is, in errors.
+EXPECTED_SAMPLER = "a sampler: sphere, rademacher or from_vectors(vectors)"
 _LARGE = 2**20  # entries of all probes together from which threads are worth starting
 _PER_COUNT = 4  # numbers that Philox makes for each value of its counter
 _STREAMS = 1  # word of the counter that keeps uniform streams apart from probes
@@ -48,12 +51,21 @@ def uniforms(seed: int, stream: int, start: int, count: int) -> np.ndarray:
     -------
     ndarray of float64
 
+    Raises
+    ------
+    TypeError
+        If one of them is no integer.
+    ValueError
+        If one is negative.
+
     Examples
     --------
     >>> bool((uniforms(3, 1, 7, 5) == uniforms(3, 1, 0, 12)[7:]).all())
     True
     """
-    first, skipped = divmod(start, _PER_COUNT)
+    seed, stream = checked_seed(seed), checked_seed(stream, "stream")
+    first, skipped = divmod(checked_count("start", start, 0), _PER_COUNT)
+    count = checked_count("count", count, 0)
     key = np.array([seed, stream], dtype=np.uint64)
     counter = np.array([first, 0, 0, _STREAMS], dtype=np.uint64)
     numbers = np.random.Generator(np.random.Philox(key=key, counter=counter))
@@ -98,20 +110,23 @@ def from_vectors(vectors: Array) -> ProbeSampler:
 
     Raises
     ------
+    TypeError
+        If `vectors` is no array.
     ValueError
-        If `vectors` is not one- or two-dimensional; when drawn from, if it has another length than
+        If it is not one- or two-dimensional; when drawn from, if it has another length than
         the operator or too few columns.
     """
-    if getattr(vectors, "ndim", None) not in (1, 2):
-        msg = f"vectors has shape {getattr(vectors, 'shape', None)}; expected (n,) or (n, p)."
+    backend_of(vectors, "vectors")
+    if vectors.ndim not in (1, 2):
+        msg = f"vectors has shape {tuple(vectors.shape)}; expected (n,) or (n, p)."
         raise ValueError(msg)
     columns = vectors[:, None] if vectors.ndim == 1 else vectors
 
     def given(space: VectorSpace, seed: int, index: int) -> Array:
         if columns.shape[0] != space.dimension:
             msg = (
-                f"vectors has length {columns.shape[0]}, the operator's dimension is "
-                f"{space.dimension}."
+                f"vectors has length {columns.shape[0]}; expected {space.dimension}, the "
+                "operator's dimension."
             )
             raise ValueError(msg)
         if index >= columns.shape[1]:
@@ -138,19 +153,23 @@ def draw(sampler: ProbeSampler, space: VectorSpace, seed: int, indices: range) -
     Raises
     ------
     ValueError
-        If a probe has the wrong shape, is zero, not finite, or complex for a real operator.
+        If a probe has the wrong shape, is zero or not finite.
+    TypeError
+        If `sampler` cannot be called, or a probe is no array, or complex for a real operator.
     """
+    checked_callable("probes", sampler, EXPECTED_SAMPLER)
     host: np.ndarray | None = None
     moved = []
     for j, (index, v) in enumerate(
         zip(indices, _drawn(sampler, space, seed, indices), strict=True)
     ):
+        backend_of(v, f"probe {index}")
         if tuple(v.shape) != (space.dimension,):
             msg = f"probe {index} has shape {tuple(v.shape)}; expected ({space.dimension},)."
             raise ValueError(msg)
         if not space.is_complex and dtype_name(v.dtype).startswith("complex"):
             msg = f"probe {index} is complex, the operator real; pass a real probe."
-            raise ValueError(msg)
+            raise TypeError(msg)
         if is_own(v, space):
             moved.append(_unit(v, space, index))
             continue

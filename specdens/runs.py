@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import datetime
-import operator
 import time
 from pathlib import Path
 from typing import Any
 
+from specdens.arguments import checked_callable, checked_count, checked_path
 from specdens.backends import dtype_name
 from specdens.checkpoint import Checkpoint, check_settings, load_run
 from specdens.deflation import Complement
 from specdens.driver import Callback, Method, RunState, run
 from specdens.interpretation import Rule
 from specdens.measure import SpectralMeasure
-from specdens.probes import ProbeSampler, is_isotropic
+from specdens.probes import EXPECTED_SAMPLER, ProbeSampler, is_isotropic
 from specdens.spaces import LinearOperator, VectorSpace
 from specdens.version import __version__
 
@@ -40,6 +40,8 @@ def execute(
     """
     began = time.perf_counter()
     space = A.space
+    if callback is not None:
+        checked_callable("callback", callback, "a function of a Progress")
     settings |= _kind(space)
     state: RunState[Any] = RunState(settings=settings)
     if resume is not None and is_there(resume, checkpoint):
@@ -47,7 +49,10 @@ def execute(
         what = "resume" if isinstance(resume, RunState) else f"resume={str(resume)!r}"
         check_settings(state.settings, settings, what)
     if state.next_probe > num_probes:
-        msg = f"num_probes={num_probes}, but the run to resume has finished {state.next_probe}."
+        msg = (
+            f"num_probes={num_probes}, but the run to resume has finished {state.next_probe}; pass "
+            "that many or more."
+        )
         raise ValueError(msg)
     callbacks = [] if checkpoint is None else [checkpoint.start(method, space, state)]
     rule = run(
@@ -96,32 +101,18 @@ def provenance_of(
     )
 
 
-def is_there(
-    resume: RunState[Any] | str | Path, checkpoint: Checkpoint | str | Path | None
-) -> bool:
+def is_there(resume: RunState[Any] | str | Path, checkpoint: Checkpoint | None) -> bool:
     """Tell whether there is a run to go on with; a missing file means no if it is also written."""
     if isinstance(resume, RunState):
         return True
-    written = checkpoint.path if isinstance(checkpoint, Checkpoint) else checkpoint
-    return Path(resume).exists() or written is None or Path(written) != Path(resume)
+    path = checked_path("resume", resume)
+    return path.exists() or checkpoint is None or Path(checkpoint.path) != path
 
 
 def fitting(bytes_per_probe: int, limit: int, memory_budget: int) -> int:
     """Return how many probes, at most `limit` and at least one, fit into the budget together."""
-    return max(1, min(limit, memory_budget // bytes_per_probe))
-
-
-def checked_count(name: str, value: int) -> int:
-    """Return a count as an int, or say which argument is wrong."""
-    try:
-        count = operator.index(value)
-    except TypeError as error:
-        msg = f"{name}={value!r} must be an integer."
-        raise TypeError(msg) from error
-    if count < 1:
-        msg = f"{name}={count} must be at least 1."
-        raise ValueError(msg)
-    return count
+    budget = checked_count("memory_budget", memory_budget)
+    return max(1, min(limit, budget // bytes_per_probe))
 
 
 def checked_steps(num_steps: int | None, dimension: int) -> int:
@@ -137,22 +128,8 @@ def checked_steps(num_steps: int | None, dimension: int) -> int:
     return steps
 
 
-def checked_seed(seed: int) -> int:
-    try:
-        value = operator.index(seed)
-    except TypeError as error:
-        msg = f"seed={seed!r} must be an integer."
-        raise TypeError(msg) from error
-    if not 0 <= value < 2**64:
-        msg = f"seed={value} must lie in [0, 2**64)."
-        raise ValueError(msg)
-    return value
-
-
 def sampler_name(probes: ProbeSampler) -> str:
     """Return the name of a sampler; only specdens' own, whose law is known, go without a module."""
-    if not callable(probes):
-        msg = f"probes={probes!r} must be a sampler: sphere, rademacher, from_vectors(...)."
-        raise TypeError(msg)
+    checked_callable("probes", probes, EXPECTED_SAMPLER)
     name = str(getattr(probes, "__name__", type(probes).__name__))
     return name if is_isotropic(probes) else f"{getattr(probes, '__module__', '?')}.{name}"

@@ -9,12 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import numpy as np
 from scipy.special import ndtr
 
-from specdens.damping import Damping, describe_damping, jackson, make_damping
+from specdens.arguments import (
+    checked_callable,
+    checked_count,
+    checked_interval,
+    checked_nonnegative,
+    checked_positive,
+    shown,
+)
+from specdens.damping import Damping, damping_name, describe_damping, jackson, make_damping
 
 
 class Smoothing(Protocol):
@@ -106,7 +114,7 @@ class Lorentzian:
         return self.width
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Chebyshev:
     r"""The kernel polynomial method as a smoothing of any rule.
 
@@ -130,7 +138,15 @@ class Chebyshev:
     Raises
     ------
     ValueError
-        If `degree` is below 1, the interval is empty, or a node lies outside it.
+        If `degree` is below 1, the interval is empty, a node lies outside it, or `damping` returns
+        another number of factors.
+    TypeError
+        If `degree` is no integer, `interval` no pair of numbers or `damping` no function.
+
+    Examples
+    --------
+    >>> Chebyshev(16, (0, 1))
+    Chebyshev(degree=16, interval=(0, 1), damping=jackson)
     """
 
     degree: int
@@ -138,13 +154,24 @@ class Chebyshev:
     damping: Damping = jackson
 
     def __post_init__(self) -> None:
+        checked_count("degree", self.degree)
+        checked_interval("interval", self.interval)
+        expected = "a function of the degree, such as jackson or LorentzDamping(4.0)"
+        checked_callable("damping", self.damping, expected)
+        shape = np.shape(self.damping(self.degree))
+        if shape != (self.degree + 1,):
+            msg = (
+                f"damping={damping_name(self.damping)} returns factors of shape {shape} for degree "
+                f"{self.degree}; expected ({self.degree + 1},): pass {expected}."
+            )
+            raise ValueError(msg)
+
+    def __repr__(self) -> str:
         low, high = self.interval
-        if self.degree < 1:
-            msg = f"degree={self.degree} must be at least 1."
-            raise ValueError(msg)
-        if not (np.isfinite([low, high]).all() and low < high):
-            msg = f"interval={self.interval} must be finite with low < high."
-            raise ValueError(msg)
+        return (
+            f"Chebyshev(degree={self.degree}, interval=({low:.8g}, {high:.8g}), "
+            f"damping={damping_name(self.damping)})"
+        )
 
     def density(self, x: np.ndarray, nodes: np.ndarray) -> np.ndarray:
         position, inside = self._scaled(x)
@@ -180,7 +207,7 @@ class Chebyshev:
         slack = 1e-10 * (high - low)
         if nodes.size and (nodes.min() < low - slack or nodes.max() > high + slack):
             msg = (
-                f"interval={self.interval} leaves out nodes between {nodes.min():.6g} and "
+                f"interval=({low:.6g}, {high:.6g}) leaves out nodes between {nodes.min():.6g} and "
                 f"{nodes.max():.6g}; widen it."
             )
             raise ValueError(msg)
@@ -190,9 +217,26 @@ class Chebyshev:
 
 
 def _check_width(width: float, *, zero_allowed: bool) -> None:
-    if not np.isfinite(width) or width < 0 or (width == 0 and not zero_allowed):
-        msg = f"width={width} must be a positive finite number, in the unit of the eigenvalues."
-        raise ValueError(msg)
+    check = checked_nonnegative if zero_allowed else checked_positive
+    check("width", width, "it is in the unit of the eigenvalues")
+
+
+def checked_smoothing(smoothing: Any) -> Smoothing:
+    """Return what can broaden nodes.
+
+    Raises
+    ------
+    TypeError
+        If it cannot, such as a class without its parameters.
+    """
+    methods = (getattr(smoothing, name, None) for name in ("density", "cumulative"))
+    if isinstance(smoothing, type) or not all(map(callable, methods)):
+        msg = (
+            f"smoothing={shown(smoothing)} cannot broaden a measure; pass Gaussian(width), "
+            "Lorentzian(width) or Chebyshev(degree, interval)."
+        )
+        raise TypeError(msg)
+    return cast("Smoothing", smoothing)
 
 
 _KINDS: dict[str, Callable[..., Smoothing]] = {
@@ -215,7 +259,10 @@ def describe_smoothing(smoothing: Smoothing) -> tuple[str, dict[str, Any]]:
     if "damping" in parameters:
         parameters["damping"] = describe_damping(parameters["damping"])
     if name not in _KINDS or parameters.get("damping", "") is None:
-        msg = f"smoothing={smoothing!r} is not specdens' own and cannot be saved; replace it first."
+        msg = (
+            f"smoothing={shown(smoothing)} is not specdens' own and cannot be saved; replace it, "
+            "or its damping, by one of specdens."
+        )
         raise ValueError(msg)
     return name, parameters
 

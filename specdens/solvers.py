@@ -6,18 +6,18 @@ the host in float64, and stops by its own residual.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
+from specdens.arguments import checked_choice, checked_count, checked_fraction
 from specdens.backends import Array
 from specdens.methods.columns import Kernels, kernels
 from specdens.methods.lanczos import check_finite
 from specdens.operators import Arithmetic, aslinearoperator, real_scalar
-from specdens.spaces import LinearOperator, VectorSpace, multiply
+from specdens.spaces import LinearOperator, VectorSpace, checked_vectors, multiply
 
 #: Products that a solve may use unless told otherwise: this many times n, and the limit for any n.
 PRODUCTS_PER_DIMENSION, MOST_PRODUCTS = 10, 10_000
@@ -69,7 +69,7 @@ def conjugate_gradients(
         if not active.any():
             return x, count
         Ap, curvature = do.three_term(multiply(A, p), p, p, undamped)  # noqa: N806
-        curvature = on_host(space, curvature, "curvature", count)
+        curvature = on_host(space, curvature, "<p, A p>", count)
         quotient = _ratio(curvature, p_squared, active)
         largest = np.maximum(largest, quotient)
         if (quotient <= space.precision * largest)[active].any():
@@ -77,7 +77,7 @@ def conjugate_gradients(
         alpha = _ratio(norm**2, curvature, active)
         x = x + space.from_numpy(alpha) * p
         r, after = do.subtract(r, Ap, space.from_numpy(alpha))
-        after = np.where(active, on_host(space, after, "residual", count), norm)
+        after = np.where(active, on_host(space, after, "the residual", count), norm)
         beta = _ratio(after**2, norm**2, active)
         p = r + space.from_numpy(beta) * p
         p_squared = after**2 + beta**2 * p_squared  # r is orthogonal to the old p
@@ -110,9 +110,9 @@ def minres(
         if not active.any():
             return x, count
         w, alpha = do.three_term(multiply(A, v), v, v_old, space.from_numpy(beta))
-        alpha = on_host(space, alpha, "alpha", count)
+        alpha = on_host(space, alpha, "<x, A x>", count)
         w, beta_next = do.subtract(w, v, space.from_numpy(alpha))
-        beta_next = on_host(space, beta_next, "beta", count)
+        beta_next = on_host(space, beta_next, "the norm of A x", count)
         alpha = alpha + damping
 
         epsilon, delta_bar = s_old * beta, c_old * beta
@@ -180,11 +180,8 @@ def _solve(
 ) -> Solution:
     space = A.space
     do = kernels(space.backend, space.wide_dtype)
-    if b.ndim not in (1, 2) or b.shape[0] != space.dimension:
-        n = space.dimension
-        msg = f"b has shape {tuple(b.shape)}; its length must be {n}, as ({n},) or ({n}, k)."
-        raise ValueError(msg)
-    columns = space.backend.xp.astype(b[:, None] if b.ndim == 1 else b, space.working_dtype)
+    given = checked_vectors("b", b, space)
+    columns = given[:, None] if given.ndim == 1 else given
     columns, scale = _unit_columns(do, space, columns)
     x, left, used = space.backend.xp.zeros_like(columns), columns, 0
     residuals = (scale > 0).astype(np.float64)
@@ -199,7 +196,7 @@ def _solve(
         x = x + update
         left = columns - multiply(A, x)
         left, norm = do.subtract(left, x, space.from_numpy(np.full(len(scale), damping)))
-        residuals = on_host(space, norm, "residual", used + count)
+        residuals = on_host(space, norm, "the residual", used + count)
         used += count + 1
         if ((residuals > tol) & (residuals > 0.5 * before)).any():
             reason = "it stopped falling, at the precision of the products or a singular matrix"
@@ -302,24 +299,11 @@ def _settings(
     space: VectorSpace, tol: float, method: str | None, max_products: int | None, damping: float
 ) -> tuple[float, str, int, float]:
     """Return the settings of a solve, checked and with the defaults filled in."""
-    tol = real_scalar(tol, "tol")
-    if not 0 < tol < 1:
-        msg = f"tol={tol} must lie in (0, 1): it is a residual relative to the right-hand side."
-        raise ValueError(msg)
-    method = "minres" if method is None else method
-    if method not in METHODS:
-        msg = f"method={method!r} is unknown; choose 'cg' (positive definite) or 'minres'."
-        raise ValueError(msg)
+    tol = checked_fraction("tol", tol, "it is a residual relative to the right-hand side")
+    method = "minres" if method is None else checked_choice("method", method, METHODS)
     if max_products is None:
         max_products = min(PRODUCTS_PER_DIMENSION * space.dimension, MOST_PRODUCTS)
-    try:
-        max_products = operator.index(max_products)
-    except TypeError as error:
-        msg = f"max_products={max_products!r} must be an integer."
-        raise TypeError(msg) from error
-    if max_products < 2:
-        msg = f"max_products={max_products} must be at least 2: one to solve, one to check."
-        raise ValueError(msg)
+    max_products = checked_count("max_products", max_products, 2, "one to solve, one to check")
     return tol, method, max_products, real_scalar(damping, "damping")
 
 
@@ -331,7 +315,11 @@ def _unit_columns(do: Kernels, space: VectorSpace, x: Array) -> tuple[Array, np.
     xp = space.backend.xp
     scale = np.ones(x.shape[1])
     for measure in (lambda y: xp.max(xp.abs(y), axis=0), lambda y: norms(do, space, y)):
-        size = on_host(space, measure(x), "size of b", 0)
+        size = measure(x)
+        size = (size if isinstance(size, np.ndarray) else space.to_numpy(size)).astype(np.float64)
+        if not np.isfinite(size).all():
+            msg = f"b is not finite: column {int(np.argmin(np.isfinite(size)))} has NaN or Inf."
+            raise ValueError(msg)
         x = x * space.from_numpy(_ratio(np.ones_like(size), size, size > 0))
         scale = scale * size
     return x, scale

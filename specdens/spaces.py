@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import array_api_compat as compat
 import numpy as np
 
+from specdens.arguments import checked_count, shown
 from specdens.backends import Array, Backend, Device, DType, backend_of, dtype_name
 
 _FLOATING = ("float16", "bfloat16", "float32", "float64", "complex64", "complex128")
@@ -33,7 +34,7 @@ class VectorSpace:
     ValueError
         If `dimension` is below 1.
     TypeError
-        If `dtype` is not a floating-point dtype.
+        If `dimension` is no integer, `dtype` no floating-point dtype or `backend` no `Backend`.
 
     Examples
     --------
@@ -48,12 +49,13 @@ class VectorSpace:
     backend: Backend
 
     def __post_init__(self) -> None:
-        if isinstance(self.dimension, bool) or int(self.dimension) != self.dimension:
-            msg = f"dimension={self.dimension!r} must be an integer."
+        checked_count("dimension", self.dimension)
+        if not isinstance(self.backend, Backend):
+            msg = (
+                f"backend={shown(self.backend)} must be a Backend, such as backend_of(array); "
+                "VectorSpace.like(vector) makes the whole space."
+            )
             raise TypeError(msg)
-        if self.dimension < 1:
-            msg = f"dimension={self.dimension} must be at least 1: no vectors, no spectrum."
-            raise ValueError(msg)
         if dtype_name(self.dtype) not in _FLOATING:
             msg = f"dtype={dtype_name(self.dtype)} must be one of {', '.join(_FLOATING)}."
             raise TypeError(msg)
@@ -67,12 +69,15 @@ class VectorSpace:
         vector : array of shape (n,) or (n, k)
             Integers and booleans stand for the library's default floating-point dtype.
         """
-        backend = backend_of(vector)
+        backend = backend_of(vector, "vector")
         if vector.ndim not in (1, 2):
             msg = f"vector has shape {tuple(vector.shape)}; expected (n,) or (n, k)."
             raise ValueError(msg)
         device = compat.device(vector)
         dtype = vector.dtype
+        if not backend.xp.isdtype(dtype, ("numeric", "bool")):
+            msg = f"vector has dtype {dtype_name(dtype)}; expected numbers."
+            raise TypeError(msg)
         if not backend.xp.isdtype(dtype, ("real floating", "complex floating")):
             dtype = backend.dtype("float64" if backend.has_dtype("float64", device) else "float32")
         return cls(int(vector.shape[0]), dtype, device, backend)
@@ -159,3 +164,28 @@ def multiply(operator: LinearOperator, x: Array) -> Array:
         )
         raise TypeError(msg)
     return y if y.dtype == space.working_dtype else xp.astype(y, space.working_dtype)
+
+
+def checked_vectors(name: str, x: Array, space: VectorSpace) -> Array:
+    """Return `x`, of shape ``(n,)`` or ``(n, k)``, in the working dtype on the space's device.
+
+    Raises
+    ------
+    ValueError
+        If it has another shape.
+    TypeError
+        If it is no array, or complex and the space real.
+    """
+    backend, n, shape = backend_of(x, name), space.dimension, tuple(x.shape)
+    if len(shape) not in (1, 2) or shape[0] != n or 0 in shape:
+        msg = f"{name} has shape {shape}; expected ({n},) or ({n}, k), not empty."
+        raise ValueError(msg)
+    if dtype_name(x.dtype).startswith("complex") and not space.is_complex:
+        msg = (
+            f"{name} is complex, the operator real; pass its real and its imaginary part one after "
+            "the other."
+        )
+        raise TypeError(msg)
+    if backend is space.backend and compat.device(x) == space.device:
+        return space.backend.xp.astype(x, space.working_dtype)
+    return space.from_numpy(backend.to_numpy(x))

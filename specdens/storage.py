@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from specdens.arguments import checked_path
+
 _HEADER = "header"
 # What NumPy and zipfile raise for files that are cut, altered or something else.
 _DAMAGE = (
@@ -31,7 +33,7 @@ def write_npz(
     path: str | Path, kind: str, header: Mapping[str, Any], arrays: Mapping[str, Any]
 ) -> None:
     """Write `arrays` and a JSON `header` to `path`: the file is complete or it is the old one."""
-    path = Path(path)
+    path = checked_path("path", path)
     if not path.parent.is_dir():
         msg = f"path={str(path)!r}: there is no folder {str(path.parent)!r}; make it first."
         raise FileNotFoundError(msg)
@@ -52,9 +54,9 @@ def write_npz(
 
 
 def read_npz(
-    path: str | Path, kind: str, version: int
+    path: str | Path, kind: str, version: int, name: str = "path"
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Return header and arrays of a file that `write_npz` wrote.
+    """Return header and arrays of a file that `write_npz` wrote; errors call the path `name`.
 
     Raises
     ------
@@ -63,6 +65,7 @@ def read_npz(
     ValueError
         If the file is damaged, is of another kind, or was written by a newer version.
     """
+    path = checked_path(name, path)
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -71,17 +74,19 @@ def read_npz(
             msg = f"it holds {sorted(arrays)}, not {header['arrays']}"
             raise KeyError(msg)
         found = header["kind"], header["format_version"]
-    except FileNotFoundError:
-        raise
+    except FileNotFoundError as error:
+        msg = f"{name}={str(path)!r}: there is no such file."
+        raise FileNotFoundError(msg) from error
     except _DAMAGE as error:
         msg = (
-            f"path={str(path)!r} is damaged or truncated, or not a specdens {kind} file ({error})."
+            f"{name}={str(path)!r} is damaged or truncated, or not a specdens {kind} file "
+            f"({error})."
         )
         raise ValueError(msg) from error
     if found[0] != kind:
-        msg = f"path={str(path)!r} holds a specdens {found[0]}, expected a {kind}."
+        msg = f"{name}={str(path)!r} holds a specdens {found[0]}, expected a {kind}."
         raise ValueError(msg)
     if found[1] > version:
-        msg = f"path={str(path)!r} has format {found[1]}; this version reads {version}. Upgrade."
+        msg = f"{name}={str(path)!r} has format {found[1]}, this version reads {version}; upgrade."
         raise ValueError(msg)
     return header, arrays

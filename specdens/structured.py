@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, TypeAlias
@@ -12,6 +11,7 @@ from typing import Any, TypeAlias
 import array_api_compat as compat
 import numpy as np
 
+from specdens.arguments import checked_count, checked_integer, shown
 from specdens.backends import Array, backend_of, dtype_name
 from specdens.operators import Arithmetic, aslinearoperator
 from specdens.spaces import LinearOperator, VectorSpace, multiply
@@ -76,12 +76,17 @@ def block_diagonal(blocks: Sequence[Any]) -> LinearOperator:
     ------
     ValueError
         If there is no block, or two of them differ in dtype, library or device.
+    TypeError
+        If `blocks` is no sequence of operators.
 
     Examples
     --------
     >>> block_diagonal([np.diag([1.0, 2.0]), [[3.0]]]) @ np.ones(3)
     array([1., 2., 3.])
     """
+    if not isinstance(blocks, Iterable) or getattr(blocks, "ndim", 3) < 3:  # one matrix, not a list
+        msg = f"blocks has type {type(blocks).__qualname__}; expected a list of operators."
+        raise TypeError(msg)
     parts = tuple(aslinearoperator(block) for block in blocks)
     if not parts:
         msg = "blocks is empty; pass at least one operator."
@@ -211,8 +216,10 @@ def congruence(
     """
     A = aslinearoperator(A)  # noqa: N806
     if isinstance(C, tuple):
-        if len(C) != 2 or not all(map(callable, C)) or space is None:
-            msg = f"C={C!r} needs two callables, x -> C x and y -> C^H y, and space=VectorSpace."
+        if len(C) != 2 or not all(map(callable, C)) or not isinstance(space, VectorSpace):
+            msg = (
+                f"C={shown(C)} needs two callables, x -> C x and y -> C^H y, and space=VectorSpace."
+            )
             raise TypeError(msg)
         _check_kind(("C", space), ("A", A.space))
         return _Congruence(space, A, *C)
@@ -283,14 +290,8 @@ def power(A: Any, exponent: int) -> LinearOperator:  # noqa: N803
     array([ 1., -8.])
     """
     A = aslinearoperator(A)  # noqa: N806
-    try:
-        count = operator.index(exponent)
-    except TypeError as error:
-        msg = f"exponent={exponent!r} must be an integer; apply_function has other functions of A."
-        raise TypeError(msg) from error
-    if count < 1:
-        msg = f"exponent={count} must be at least 1; inverse(A) is the power -1."
-        raise ValueError(msg)
+    checked_integer("exponent", exponent, "apply_function has other functions of A")
+    count = checked_count("exponent", exponent, advice="inverse(A) is the power -1")
     return _Power(A.space, A, count)
 
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from specdens.arguments import checked_integer
 from specdens.backends import Array, DType, backend_of, dtype_name
 from specdens.methods.columns import inner
 from specdens.spaces import VectorSpace
@@ -146,6 +147,8 @@ def random_overlap(n: int, k: int, l: int, *, is_complex: bool = False) -> Rando
     ------
     ValueError
         If k or l does not lie between 1 and n.
+    TypeError
+        If one of the three is no integer.
 
     Examples
     --------
@@ -153,7 +156,7 @@ def random_overlap(n: int, k: int, l: int, *, is_complex: bool = False) -> Rando
     0.1
     """
     for name, value in (("k", k), ("l", l)):
-        if not 1 <= value <= n:
+        if not 1 <= checked_integer(name, value) <= checked_integer("n", n):
             msg = f"{name}={value} must lie between 1 and n={n}."
             raise ValueError(msg)
     free = k * l * (n - k) * (n - l) / n**2
@@ -285,7 +288,7 @@ def energy_curve(U: Array, g: Array) -> np.ndarray:  # noqa: N803
     if not (np.isfinite(sizes).all() and (sizes > 0).all()):
         bad = int(np.flatnonzero(~(np.isfinite(sizes) & (sizes > 0)))[0])
         msg = (
-            f"g: column {bad} has largest entry {sizes[bad]}; a fraction of its energy needs a "
+            f"g has largest entry {sizes[bad]} in column {bad}; a fraction of its energy needs a "
             "vector that is finite and not zero."
         )
         raise ValueError(msg)
@@ -341,7 +344,7 @@ def orthonormalize(U: Array) -> Array:  # noqa: N803
 
 def _columns(x: Array, name: str = "U") -> Array:
     """Return x as (n, k)."""
-    backend_of(x)  # raises for what is not an array
+    backend_of(x, name)  # raises for what is not an array
     if x.ndim not in (1, 2) or 0 in x.shape:
         msg = f"{name} has shape {tuple(x.shape)}; expected (n, k), or (n,), not empty."
         raise ValueError(msg)

@@ -7,6 +7,13 @@ from typing import Any
 
 import numpy as np
 
+from specdens.arguments import (
+    checked_callable,
+    checked_choice,
+    checked_count,
+    checked_seed,
+    shown,
+)
 from specdens.backends import Array
 from specdens.estimate import Estimate, over_probes
 from specdens.estimators import slq
@@ -22,13 +29,14 @@ from specdens.methods.leave_one_out import (
     xtrace,
 )
 from specdens.operators import aslinearoperator
-from specdens.probes import ProbeSampler, draw, rademacher, sphere
+from specdens.probes import EXPECTED_SAMPLER, ProbeSampler, draw, rademacher, sphere
 from specdens.quadrature import rounding
-from specdens.runs import MEMORY_BUDGET, checked_count, checked_seed, checked_steps
+from specdens.runs import MEMORY_BUDGET, checked_steps
 from specdens.spaces import LinearOperator, VectorSpace
 
 #: Fewest columns of A or f(A) that a method can do with.
 _FEWEST = {"hutchinson": 1, "hutch++": 3, "xtrace": 2, "xnystrace": 1, "xdiag": 2}
+_TRACES = ("xtrace", "xnystrace", "hutch++", "hutchinson", "krylov")
 _COLUMNS = 120  # of A by default, and a third as many of f(A)
 
 
@@ -94,7 +102,7 @@ def trace(
         If `method` is unknown, a count is too small, a product or a value of f is not finite, or
         ``"xnystrace"`` sees a negative Ritz value of f(A).
     TypeError
-        If f returns complex values.
+        If `A` is not an operator, f no function or complex, or a count is not an integer.
 
     References
     ----------
@@ -114,8 +122,8 @@ def trace(
     2.207107
     """
     A = aslinearoperator(A)  # noqa: N806
-    _known(method, {*_FEWEST, "krylov"} - {"xdiag"})
-    checked_seed(seed)
+    checked_choice("method", method, _TRACES)
+    _check_common(f, seed, probes, memory_budget)
     if method == "krylov":
         if probes is not sphere:
             msg = "method='krylov' takes probes=sphere only; use method='xtrace' for others."
@@ -182,8 +190,8 @@ def diagonal(
     (array([ 3., -1.,  0.]), array([0., 0., 0.]))
     """
     A = aslinearoperator(A)  # noqa: N806
-    _known(method, {"xdiag", "hutchinson"})
-    checked_seed(seed)
+    checked_choice("method", method, ("xdiag", "hutchinson"))
+    _check_common(f, seed, probes, memory_budget)
     space, xp = A.space, A.space.backend.xp
     products, steps = _budget(f, space.dimension, num_products, num_steps)
     if products >= space.dimension:
@@ -193,7 +201,7 @@ def diagonal(
     v = draw(probes, space, seed, range(count))
     samples = (xdiag if method == "xdiag" else diagonal_hutchinson)(B, v)
     value = space.to_numpy(xp.mean(samples, axis=0)).astype(np.float64)
-    check_finite(value, "an entry of the diagonal", 0)
+    check_finite(value, "an entry of the diagonal")
     if count == 1:
         return Estimate(value, np.full(space.dimension, np.nan))
     spread = space.to_numpy(xp.std(samples, axis=0, correction=1)).astype(np.float64)
@@ -247,6 +255,7 @@ def logdet(
     """
     A = aslinearoperator(A)  # noqa: N806
     space = A.space
+    _check_common(None, seed, probes, memory_budget)
     num_steps = checked_steps(num_steps, space.dimension)
     if checked_count("num_probes", num_probes) * num_steps >= space.dimension:
         theta = np.linalg.eigvalsh(dense_matrix(A))
@@ -296,7 +305,7 @@ def _budget(
     """Return the number of products and of Lanczos steps for every column."""
     if f is None:
         if num_steps is not None:
-            msg = f"num_steps={num_steps} is for functions of A; pass f, or leave it out."
+            msg = f"num_steps={shown(num_steps)} is for functions of A; pass f, or leave it out."
             raise ValueError(msg)
         steps, columns = 1, _COLUMNS
     else:
@@ -319,10 +328,9 @@ def _columns(
     """Return f(A) as an operator, and how many columns may be multiplied by it."""
     columns, fewest = products // steps, _FEWEST[method]
     if columns < fewest:
-        msg = (
-            f"num_products={products} must be at least {fewest * steps} for method={method!r}: "
-            f"{fewest} columns of {steps} steps."
-        )
+        each = f": {fewest} columns of {steps} steps" if f is not None else ""
+        least = fewest * steps
+        msg = f"num_products={products} must be at least {least} for method={method!r}{each}."
         raise ValueError(msg)
     if f is None:
         return A, columns
@@ -356,8 +364,11 @@ def _real(values: np.ndarray) -> np.ndarray:
     return values
 
 
-def _known(method: str, methods: set[str]) -> None:
-    if method not in methods:
-        names = ", ".join(repr(name) for name in sorted(methods))
-        msg = f"method={method!r} must be one of {names}."
-        raise ValueError(msg)
+def _check_common(
+    f: SpectralFunction | None, seed: int, probes: ProbeSampler, memory_budget: int
+) -> None:
+    if f is not None:
+        checked_callable("f", f, "a function of an array of eigenvalues")
+    checked_seed(seed)
+    checked_callable("probes", probes, EXPECTED_SAMPLER)
+    checked_count("memory_budget", memory_budget)

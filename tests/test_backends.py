@@ -76,12 +76,14 @@ def test_second_device_of_the_strict_library_refuses_the_host():
 
 
 def test_other_objects_are_no_arrays():
-    with pytest.raises(TypeError, match="array has type builtins"):
+    with pytest.raises(TypeError, match="array has type list"):
         backend_of([1.0, 2.0])
 
 
 def test_unknown_backends_are_named_with_the_known_ones():
-    with pytest.raises(ValueError, match="backend='tensorflow' is unknown; choose one of numpy"):
+    with pytest.raises(
+        ValueError, match="backend='tensorflow' is unknown; expected one of 'numpy'"
+    ):
         get_backend("tensorflow")
 
 

@@ -209,7 +209,7 @@ def test_spiked_operator_and_scale():
         (lambda: multinomial_logistic_model(3, 4, -1.0, 0.1), "signal=-1"),
         (lambda: multinomial_logistic_model(3, 4, 1.0, 1.0), "error=1"),
         (lambda: multinomial_logistic_model(3, 4, 1.0, 0.1).matrix("bulk"), "part='bulk'"),
-        (lambda: spiked_covariance([0.5], 10, 10), "above the variance"),
+        (lambda: spiked_covariance([0.5], 10, 10), "above variance=1.0"),
         (lambda: spiked_covariance([2.0, 3.0], 10, 2), "dimension=2"),
         (lambda: spiked_covariance([2.0], 0, 10), "num_samples=0"),
         (lambda: spiked_covariance([2.0], 10, 10, variance=0.0), "variance=0"),

@@ -295,11 +295,27 @@ def test_the_same_seed_gives_the_same_bits_and_a_clear_text():
         ({"start": np.ones((40, 41))}, "start has 41 columns"),
         ({"start": np.zeros(40)}, "start has norm 0.0"),
         ({"start": np.full(40, np.nan)}, "start has norm nan"),
-        ({"start": np.ones(40) * 1j}, "start is complex"),
+        ({"start": np.ones((40, 0))}, r"start has shape \(40, 0\)"),
     ],
 )
 def test_errors_name_the_argument(options, message):
     with pytest.raises(ValueError, match=message):
+        eigsh(dense_case("uniform"), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"which": 3}, "which=3 is unknown; expected one of 'LA'"),
+        ({"tol": "small"}, "tol='small' must be a real number"),
+        ({"start": np.ones(40) * 1j}, "start is complex"),
+        ({"start": [1.0] * 40}, "start has type list"),
+        ({"num_eigenvalues": 2.5}, "num_eigenvalues=2.5 must be an integer"),
+        ({"memory_budget": 1e9}, "memory_budget=1000000000.0 must be an integer"),
+    ],
+)
+def test_arguments_of_the_wrong_type_are_named(options, message):
+    with pytest.raises(TypeError, match=message):
         eigsh(dense_case("uniform"), **options)
 
 

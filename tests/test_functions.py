@@ -185,7 +185,7 @@ def test_refuses_bad_settings_and_products():
     matrix, x = dense(SPECTRA["uniform"]), vectors(40, 1)
     with pytest.raises(ValueError, match="num_steps=41 exceeds"):
         apply_function(np.exp, matrix, x, num_steps=41)
-    with pytest.raises(ValueError, match="tol=0 must be above 0"):
+    with pytest.raises(ValueError, match="tol=0 must be positive"):
         apply_function(np.exp, matrix, x, tol=0)
     with pytest.raises(ValueError, match="memory_budget=0"):
         apply_function(np.exp, matrix, x, memory_budget=0)

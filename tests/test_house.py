@@ -56,19 +56,20 @@ LAYERS = [
     {"checkpoint"},
     {"runs"},
     {"estimators", "functions", "eigenpairs"},
-    {"krylov_aware", "polynomial", "adaptive", "planning"},
+    {"krylov_aware", "polynomial", "adaptive", "planning", "model_structure"},
     {"traces"},
     {"selftest"},
     {"__main__"},
 ]
 #: The same for what knows NumPy only; `bands` and whatever builds measures may use these.
 HOST_ONLY = [
-    {"version", "estimate", "quadrature", "damping", "storage"},
+    {"version", "arguments"},
+    {"estimate", "quadrature", "damping", "storage"},
     {"smoothing", "bands", "sharpening"},
     {"interpolation"},
     {"interpretation"},
     {"measure"},
-    {"saving", "plotting", "html", "laws", "gram", "certificates", "line_path"},
+    {"saving", "plotting", "html", "laws", "gram", "certificates", "line_path", "class_parts"},
     {"hierarchy"},
     {"layer_structure"},
 ]

@@ -135,7 +135,7 @@ def test_bad_arguments_are_named():
         MarchenkoPastur.fit(np.ones(5))
     with pytest.raises(ValueError, match="fit a Semicircle"):
         MarchenkoPastur.fit(-np.linspace(1, 2, 9))
-    with pytest.raises(ValueError, match="1 of 2 are NaN"):
+    with pytest.raises(ValueError, match="1 of 2 eigenvalues that are NaN"):
         goodness_of_fit([1.0, np.nan], law)
     with pytest.raises(TypeError, match="complex"):
         goodness_of_fit([1j], law)

@@ -186,7 +186,6 @@ def test_damaged_files_are_refused(tmp_path):
     [
         (lambda m: m.count(2, 1), "low=2"),
         (lambda m: m.moment(-1), "order=-1"),
-        (lambda m: m.moment(0.5), "order=0.5"),
         (lambda m: m.quantile(1.5), "q=1.5"),
         (lambda m: m.plot(kind="pie"), "kind='pie'"),
         (lambda m: m.extend(m), "no rule"),
@@ -205,3 +204,19 @@ def test_it_says_what_it_is():
     assert "n=40" in text
     assert "3 probes" in text
     assert "trace" in text
+
+
+def test_one_probe_is_said_to_have_no_standard_error():
+    text = repr(slq(diagonal(SPECTRA["outliers"]), num_probes=1, num_steps=20))
+    assert "1 probe x" in text
+    assert "(one probe: no standard error)" in text
+    assert "nan" not in text
+    assert (
+        str(Estimate(np.float64(2.5), np.float64(np.nan))) == "2.5 (one probe: no standard error)"
+    )
+    assert str(Estimate(np.float64(np.nan), np.float64(np.nan))) == "nan ± nan"
+
+
+def test_what_a_given_vector_sees_is_no_trace():
+    seen = lanczos(np.diag([1.0, 2.0, 3.0]), np.array([1.0, 0.0, 1.0]), num_steps=3)
+    assert "mean seen 2, " in repr(seen)

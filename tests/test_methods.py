@@ -193,14 +193,18 @@ def _peak_vectors(block_size, dtype, **options):
     space = VectorSpace.like(values)
     operator = FunctionOperator(lambda x: values * x if x.ndim == 2 else values[:, 0] * x, space)
     run = functools.partial(slq, operator, num_probes=block_size, block_size=block_size, **options)
-    run(num_steps=2)  # whatever is imported or cached the first time does not count
-    tracemalloc.start()
-    try:
-        run(num_steps=4)
-        peak = tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
-    return peak / (values.nbytes * block_size)
+    # As many steps as below: what is imported or compiled the first time does not count, and the
+    # third step is the first whose coefficients are not contiguous, which numba compiles anew.
+    run(num_steps=4)
+    peaks = []
+    for _ in range(2):  # what else happens in the process can only add to one of them
+        tracemalloc.start()
+        try:
+            run(num_steps=4)
+            peaks.append(tracemalloc.get_traced_memory()[1])
+        finally:
+            tracemalloc.stop()
+    return min(peaks) / (values.nbytes * block_size)
 
 
 @pytest.mark.parametrize("block_size", [1, 4, 10])

@@ -128,18 +128,19 @@ def test_vectors_of_any_norm_are_normalized():
     [
         (np.ones((2, 2, 2)), r"vectors has shape \(2, 2, 2\); expected \(n,\) or \(n, p\)"),
         (np.float64(3.0), r"vectors has shape \(\)"),
-        ([1.0, 2.0], "vectors has shape None"),
     ],
 )
 def test_from_vectors_checks_its_argument(vectors, text):
     with pytest.raises(ValueError, match=text):
         from_vectors(vectors)
+    with pytest.raises(TypeError, match="vectors has type list"):
+        from_vectors([1.0, 2.0])
 
 
 @pytest.mark.parametrize(
     ("vectors", "num_probes", "text"),
     [
-        (np.ones((5, 2)), 1, "vectors has length 5, the operator's dimension is 4"),
+        (np.ones((5, 2)), 1, "vectors has length 5; expected 4"),
         (np.eye(4, 2), 3, "vectors has 2 columns; pass num_probes <= 2"),
         (np.zeros((4, 1)), 1, "probe 0 has norm 0.0; a probe must be finite and not zero"),
         (np.full((4, 1), np.nan), 1, "probe 0 has norm nan"),
@@ -158,7 +159,7 @@ def test_zero_probes_on_the_device_are_refused(library):
 
 
 def test_complex_probes_of_real_operators_are_refused(library):
-    with pytest.raises(ValueError, match="probe 0 is complex, the operator real"):
+    with pytest.raises(TypeError, match="probe 0 is complex, the operator real"):
         slq(
             move(np.eye(4), library),
             num_probes=1,

@@ -1,10 +1,12 @@
 """Kernels against SciPy's laws, and Chebyshev smoothing against textbook KPM on dense matrices."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 from scipy import stats
 
-from specdens import Chebyshev, Gaussian, Lorentzian, jackson, slq
+from specdens import Chebyshev, Gaussian, LorentzDamping, Lorentzian, jackson, lanczos_sigma, slq
 from tests.cases import SPECTRA, dense, probe_matrix
 
 X, NODES = np.linspace(-3, 3, 31), np.array([-1.0, 0.25, 2.0])
@@ -85,3 +87,16 @@ def test_chebyshev_distribution_is_the_integral_of_its_density():
 def test_bad_parameters_are_named(make, text):
     with pytest.raises(ValueError, match=text):
         make()
+
+
+@pytest.mark.parametrize(
+    ("damping", "name"),
+    [
+        (jackson, "jackson"),
+        (LorentzDamping(4.0), "LorentzDamping(strength=4.0)"),
+        (partial(lanczos_sigma, power=1), "functools.partial(lanczos_sigma, power=1)"),
+    ],
+)
+def test_dampings_are_shown_by_name(damping, name):
+    shown = repr(Chebyshev(4, (0.0, 2.5), damping))
+    assert shown == f"Chebyshev(degree=4, interval=(0, 2.5), damping={name})"

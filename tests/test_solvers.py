@@ -243,17 +243,17 @@ def test_products_that_are_not_finite_are_errors(method):
     operator = FunctionOperator(lambda x: x * np.nan, VectorSpace.like(np.zeros(4)))
     with pytest.raises(ValueError, match="not finite"):
         inverse(operator, method=method) @ np.ones(4)
-    with pytest.raises(ValueError, match="size of b"):
+    with pytest.raises(ValueError, match="b is not finite: column 0"):
         inverse(np.eye(4), method=method) @ np.array([1.0, np.nan, 0.0, 0.0])
 
 
 @pytest.mark.parametrize(
     ("options", "error", "text"),
     [
-        ({"tol": 0.0}, ValueError, r"tol=0.0 must lie in \(0, 1\)"),
-        ({"tol": 1.0}, ValueError, r"tol=1.0 must lie in \(0, 1\)"),
+        ({"tol": 0.0}, ValueError, "tol=0.0 must lie between 0 and 1"),
+        ({"tol": 1.0}, ValueError, "tol=1.0 must lie between 0 and 1"),
         ({"tol": "small"}, TypeError, "tol='small' must be a real number"),
-        ({"method": "gmres"}, ValueError, "method='gmres' is unknown; choose 'cg'"),
+        ({"method": "gmres"}, ValueError, "method='gmres' is unknown; expected 'cg' or 'minres'"),
         ({"max_products": 1}, ValueError, "max_products=1 must be at least 2"),
         ({"max_products": 2.5}, TypeError, "max_products=2.5 must be an integer"),
         ({"damping": 1j}, ValueError, "damping=1j must be real"),
@@ -267,7 +267,7 @@ def test_arguments_are_checked(options, error, text):
 
 def test_vectors_of_another_length_are_refused():
     for b in (np.ones(4), np.ones((2, 2)), np.ones((3, 1, 1))):
-        with pytest.raises(ValueError, match=r"b has shape .*; its length must be 3"):
+        with pytest.raises(ValueError, match=r"b has shape .*; expected \(3,\) or \(3, k\)"):
             inverse(np.eye(3)) @ b
 
 

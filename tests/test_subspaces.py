@@ -264,7 +264,7 @@ def test_zero_and_broken_vectors_are_refused(library):
     for value in (0.0, np.nan, np.inf):
         broken = block.copy()
         broken[:, 1] = value
-        with pytest.raises(ValueError, match="g: column 1 has largest entry"):
+        with pytest.raises(ValueError, match=r"g has largest entry .* in column 1"):
             energy_in(U, move(broken, library))
     with pytest.raises(ValueError, match="U is not orthonormal"):
         energy_in(move(np.full((6, 1), np.nan), library), move(block, library))

@@ -147,5 +147,5 @@ def test_power_law_errors():
         PowerLaw.fit([1.0, 2.0], x_min=1.0).p_value([1.0, 2.0], num_samples=0)
     with pytest.raises(ValueError, match="no eigenvalue from 5"):
         PowerLaw(2.0, 5.0).against_exponential([1.0, 2.0])
-    with pytest.raises(ValueError, match="need two"):
+    with pytest.raises(ValueError, match="two are needed"):
         PowerLaw(2.0, 2.0).against_exponential([1.0, 2.0])

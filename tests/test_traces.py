@@ -327,9 +327,11 @@ def test_logarithms_of_singular_or_indefinite_operators_raise(method):
 
 def test_refuses_settings_that_make_no_sense():
     matrix = dense(DECAYS["flat"])
-    with pytest.raises(ValueError, match="method='hutch' must be one of 'hutch\\+\\+'"):
+    with pytest.raises(ValueError, match="method='hutch' is unknown; expected one of 'xtrace'"):
         trace(matrix, method="hutch")
-    with pytest.raises(ValueError, match="method='xtrace' must be one of 'hutchinson', 'xdiag'"):
+    with pytest.raises(
+        ValueError, match="method='xtrace' is unknown; expected 'xdiag' or 'hutchinson'"
+    ):
         diagonal(matrix, method="xtrace")
     with pytest.raises(ValueError, match="num_products=1 must be at least 2"):
         trace(matrix, num_products=1)

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specdens.layer_structure import LayerStructure
+from specdens.layer_structure import LayerStructure, LayerSums, averaged
 from specdens_jax import class_means
 from specdens_jax.class_products import NO_PROBABILITIES, ClassPasses, ExtendedGradients
 from specdens_jax.data import Batch, num_examples
 from specdens_jax.layer_curvature import einsum
 from specdens_jax.risk import Leaves, Risk, Totals
 from specdens_jax.tapping import Product, Tapped, tapped
-
-
-class _Moments(NamedTuple):
-    """Weighted sums over some examples, not divided by their weights."""
-
-    shares: Any  # (C,)
-    features: Any  # (C, d)
-    feature_square: Any  # (d, d)
-    pairs: Any  # (C, C)
-    errors: Any  # (C', C, m), the class taken for the label first
-    error_square: Any  # (m, m)
 
 
 def layer_structure(risk: Risk, name: str, weighting: str) -> LayerStructure:
@@ -52,23 +41,7 @@ def layer_structure(risk: Risk, name: str, weighting: str) -> LayerStructure:
     sums, totals = _LayerPass(risk, name, weighting).moments()
     if not np.isfinite(sums.pairs).all():
         raise ValueError(NO_PROBABILITIES)
-    divisor = totals.weight if risk.divides else 1.0
-    total = sums.shares.sum()
-    return LayerStructure(
-        name=name,
-        class_shares=sums.shares / total,
-        feature_means=(sums.features * _inverse(sums.shares)[:, None]).T,
-        feature_mean=sums.features.sum(0) / total,
-        feature_second_moment=sums.feature_square / total,
-        pair_weights=sums.pairs / divisor,
-        error_means=(sums.errors * _inverse(sums.pairs.T)[..., None]).transpose(2, 1, 0),
-        error_second_moment=sums.error_square / divisor,
-    )
-
-
-def _inverse(weights: np.ndarray) -> np.ndarray:
-    """Return 1 / w, and zero where w is."""
-    return np.asarray(np.where(weights > 0, 1.0 / np.where(weights > 0, weights, 1.0), 0.0))
+    return averaged(sums, name, totals.weight if risk.divides else 1.0)
 
 
 class _LayerPass(ClassPasses):
@@ -83,17 +56,17 @@ class _LayerPass(ClassPasses):
         self.name = name
         self._whole = risk  # whose compiled functions and checks are used
 
-    def moments(self) -> tuple[_Moments, Totals]:
+    def moments(self) -> tuple[LayerSums, Totals]:
         """Return the sums over the data in float64, and what the risk adds up to."""
         risk = self._whole
         key = (type(self), self.weighting, self.name)
         kernel = risk.kernel(key, lambda: jax.jit(self._moments))
-        total: _Moments | None = None
+        total: LayerSums | None = None
         parts, examples = [], 0
         for batch in risk.batches():
             new, part = kernel(self.risk.varying, self.risk.constants, batch)
             wide = [np.asarray(array, dtype=np.float64) for array in new]
-            total = _Moments(*(wide if total is None else map(np.add, total, wide)))
+            total = LayerSums(*(wide if total is None else map(np.add, total, wide)))
             parts.append(part)
             examples += num_examples(batch) or 1
         totals = risk.added_up(parts, examples)
@@ -146,7 +119,7 @@ class _LayerPass(ClassPasses):
 
     def _summed(
         self, extended: ExtendedGradients, x: jax.Array, errors_as: Any, product: Product
-    ) -> _Moments:
+    ) -> LayerSums:
         members, shares = (a.astype(x.dtype) for a in (extended.members, extended.shares))
 
         def add(square: jax.Array, other: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -158,12 +131,12 @@ class _LayerPass(ClassPasses):
         m, kappa = len(product.outputs), members.sum(1, keepdims=True)
         others = jnp.arange(members.shape[1])
         square, errors = jax.lax.scan(add, jnp.zeros((m, m), x.dtype), others)
-        return _Moments(
+        return LayerSums(
             shares=members.sum(0),
             features=einsum("nc,nd->cd", members, x),
             feature_square=einsum("nd,ne->de", kappa * x, x),
             pairs=extended.by_pairs(jnp.ones_like(extended.shares)),
-            errors=errors,
+            errors=errors.swapaxes(0, 1),  # the true class first
             error_square=square,
         )
 

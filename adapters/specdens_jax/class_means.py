@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specdens import VectorSpace, hierarchy
+from specdens.class_parts import check_num_classes, check_weighting, divided
 from specdens_jax.class_products import NO_PROBABILITIES, ClassPasses, check_softmax
 from specdens_jax.parameters import FlatParameters
 from specdens_jax.risk import Risk, Totals
@@ -27,16 +28,8 @@ class ClassMeans:
         if not isinstance(risk, Risk):
             msg = f"risk has type {type(risk).__qualname__}; expected a Risk, with its data."
             raise TypeError(msg)
-        if weighting not in ("probability", "uniform"):
-            msg = f"weighting={weighting!r} is unknown; expected 'probability' or 'uniform'."
-            raise ValueError(msg)
-        if num_classes is not None and (
-            not isinstance(num_classes, int | np.integer)
-            or isinstance(num_classes, bool)
-            or num_classes < 2
-        ):
-            msg = f"num_classes={num_classes!r} must be an integer of at least 2, or None."
-            raise ValueError(msg)
+        check_weighting(weighting)
+        check_num_classes(num_classes)
         check_softmax(risk.loss)
         self.risk, self.weighting, self._asked = risk, weighting, num_classes
         self._passes = ClassPasses(risk, weighting)
@@ -102,7 +95,7 @@ class ClassMeans:
         rows = self._passes.vectors(classes, others)
         mass = weights * self._mass
         normal = mass > float(jnp.finfo(rows.dtype).tiny)  # weights below have no inverse
-        scale = _divided(normal.astype(np.float64), mass)
+        scale = divided(normal.astype(np.float64), mass)
         rows = rows * jnp.asarray(scale, dtype=rows.dtype)[:, None]
         return self.parameters.placed(rows.T.astype(self.space.working_dtype))
 
@@ -139,10 +132,6 @@ class ClassMeans:
         if part == "class":
             return self.class_means, self.class_weights
         return self._equal_means, np.diagonal(self.pair_weights)
-
-    def _class_gram(self, part: str) -> np.ndarray:
-        means, weights = self._class_vectors(part)
-        return hierarchy.weighted_gram(gram_of(means), weights)
 
     def pair_gram(self) -> np.ndarray:
         """Return the inner products of all pair means.
@@ -189,18 +178,13 @@ class ClassMeans:
 
     def _products(self, rows: jax.Array) -> np.ndarray:
         """Return the inner products of rows (k, p) with all pair means, (k, C, C)."""
-        return _divided(self._passes.products(rows), self._weights[0])
+        return divided(self._passes.products(rows), self._weights[0])
 
     def _combined(self, factors: np.ndarray) -> jax.Array:
         """Return sums of pair means with the factors (C * C, r), (p, r), in one pass."""
         count, mass = self.num_classes, self._weights[0]
-        tables = _divided(factors.T.reshape(-1, count, count), mass)
+        tables = divided(factors.T.reshape(-1, count, count), mass)
         return self._passes.combinations(tables).T.astype(self.space.working_dtype)
-
-
-def _divided(numbers: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Return numbers over weights, zero where a weight is."""
-    return np.where(weights > 0, numbers / np.where(weights > 0, weights, 1.0), 0.0)
 
 
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:

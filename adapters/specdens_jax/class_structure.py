@@ -9,18 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
-from specdens import (
-    Arithmetic,
-    LinearOperator,
-    VectorSpace,
-    aslinearoperator,
-    energy_in,
-    hierarchy,
-    project_out,
-)
+from specdens import Arithmetic, LinearOperator, VectorSpace, hierarchy
+from specdens.class_parts import check_part, is_integer
 from specdens.layer_structure import LayerStructure
+from specdens.model_structure import attribution, without_part
 from specdens_jax.class_layers import layer_structure
-from specdens_jax.class_means import ClassMeans, matmul
+from specdens_jax.class_means import ClassMeans, gram_of, matmul
 from specdens_jax.linearized import check_vectors
 from specdens_jax.sharding import automatic
 
@@ -138,8 +132,9 @@ class ClassStructure(ClassMeans):
             If `part` is none of these, or C ** 4 numbers do not fit `MEMORY_BUDGET`.
         """
         if part in ("class", "equal"):
-            return np.asarray(np.linalg.eigvalsh(self._class_gram(part))[::-1])
-        _check_part(part)
+            means, weights = self._class_vectors(part)
+            return hierarchy.weighted_eigenvalues(gram_of(means), weights)
+        check_part(part, of_model=True)
         return hierarchy.part_eigenvalues(self.pair_gram(), self.pair_weights, part)
 
     def principal_subspace(self, k: int) -> jax.Array:
@@ -162,7 +157,7 @@ class ClassStructure(ClassMeans):
             If `k` is not such a number.
         """
         count = self.num_classes
-        if not isinstance(k, int | np.integer) or isinstance(k, bool) or not 1 <= k <= count:
+        if not is_integer(k) or not 1 <= k <= count:
             msg = (
                 f"k={k!r} must be an integer from 1 to the number {count} of classes; for more "
                 "directions use basis('means'), or eigsh(GaussNewton(risk), k)."
@@ -191,12 +186,11 @@ class ClassStructure(ClassMeans):
         ValueError
             As `eigenvalues`.
         """
-        _check_part(part)
+        check_part(part, of_model=True)
         precision = self._rounding(part)
         if part in ("class", "equal"):
-            eigenvalues, vectors = hierarchy.range_of(self._class_gram(part), precision)
             means, weights = self._class_vectors(part)
-            factors = np.sqrt(weights)[:, None] * vectors / np.sqrt(eigenvalues)
+            factors = hierarchy.weighted_basis(gram_of(means), weights, precision)
             columns = matmul(means, jnp.asarray(factors, dtype=means.dtype))
         else:
             _, factors = hierarchy.part_basis(self.pair_gram(), self.pair_weights, part, precision)
@@ -237,16 +231,8 @@ class ClassStructure(ClassMeans):
         ----------
         Papyan (2020), JMLR 21(252), Definitions 3.1-3.3. arXiv:2008.11865
         """
-        _check_part(part)
-        if how == "subtract":
-            return aslinearoperator(operator) - _Part(self, part)
-        if how != "project":
-            msg = f"how={how!r} is unknown; expected 'project' or 'subtract'."
-            raise ValueError(msg)
-        basis = self.basis(part)
-        if not basis.shape[1]:
-            return aslinearoperator(operator)
-        return project_out(operator, basis)
+        check_part(part, of_model=True)
+        return without_part(operator, _Part(self, part), lambda: self.basis(part), how)
 
     def attribution(
         self, eigenvalues: ArrayLike, eigenvectors: jax.Array, part: str = "class"
@@ -273,13 +259,7 @@ class ClassStructure(ClassMeans):
         ValueError
             If the shapes do not belong together, and as `eigenvalues`.
         """
-        basis, p = self.basis(part), self.space.dimension
-        values = np.atleast_1d(np.asarray(eigenvalues, dtype=np.float64))
-        vectors = eigenvectors[:, None] if eigenvectors.ndim == 1 else eigenvectors
-        energies = np.zeros(vectors.shape[1])
-        if basis.shape[1]:
-            energies = np.atleast_1d(np.asarray(energy_in(basis, vectors)))
-        return hierarchy.attributed(values, energies, basis.shape[1], p)
+        return attribution(self.basis(part), eigenvalues, eigenvectors)
 
     def squared_distances(self) -> np.ndarray:
         """Return the squared distances between all class means and pair means.
@@ -373,12 +353,3 @@ class _Part(Arithmetic):
 
     def __repr__(self) -> str:
         return f"G_{self._part}(n={self.space.dimension:,}, {self._structure.risk!r})"
-
-
-def _check_part(part: str) -> None:
-    if part not in hierarchy.PARTS:
-        msg = (
-            f"part={part!r} is unknown; expected one of {', '.join(map(repr, hierarchy.PARTS))}. "
-            "G_within has no small matrix: specdens.slq and specdens.eigsh take it as an operator."
-        )
-        raise ValueError(msg)

@@ -11,11 +11,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from specdens.certificates.checks import (
+    check_center,
+    check_class_range,
+    check_class_shapes,
+    check_rows,
+    is_single_logit,
+)
+from specdens.certificates.fitting import MOST_AT_ONCE
 from specdens_jax.data import Batch, num_examples
 from specdens_jax.losses import logits_of
 from specdens_jax.risk import Risk, risk_value
-
-_MOST_AT_ONCE = 2048  # examples
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,12 +58,7 @@ class Classifier:
         """
         risk_value(risk)
         batches = list(risk.batches())
-        if any(num_examples(batch) is None for batch in batches):
-            msg = (
-                "data have batches whose arrays share no first axis; a bound counts examples, so "
-                "inputs and targets need one row for each."
-            )
-            raise ValueError(msg)
+        check_rows(map(num_examples, batches), "arrays")
         data: Batch = jax.tree.map(lambda *parts: jnp.concatenate(parts), *batches)
         few = jax.tree.map(lambda leaf: leaf[:2], data.inputs)
         logits = logits_of(risk.predict(risk.params, few))
@@ -93,9 +94,9 @@ class Classifier:
         """Return the fraction of all examples that each draw of the parameters gets wrong."""
         risk = self.risk
         wrong = risk.kernel(("errors", *self.kind), lambda: jax.jit(self._wrong))
-        starts = range(0, self.num_examples, _MOST_AT_ONCE)
+        starts = range(0, self.num_examples, MOST_AT_ONCE)
         data = (self.inputs, self.labels)
-        parts = [jax.tree.map(lambda leaf, i=i: leaf[i : i + _MOST_AT_ONCE], data) for i in starts]
+        parts = [jax.tree.map(lambda leaf, i=i: leaf[i : i + MOST_AT_ONCE], data) for i in starts]
         counts = [[wrong(draw, risk.constants, *part) for part in parts] for draw in draws]
         return np.asarray(jax.device_get(counts)).sum(axis=1) / self.num_examples
 
@@ -150,15 +151,11 @@ def check_prior(risk: Risk, prior_mean: Any) -> jax.Array:
             )
             raise ValueError(msg)
         vector = vector.astype(dtype)
-    if not bool(jnp.isfinite(vector).all()):
-        msg = "prior_mean has entries that are nan or infinite."
-        raise ValueError(msg)
-    if bool((vector == flat.ravel(risk.params)).all()):
-        msg = (
-            "prior_mean equals the risk's parameters, so that the prior would depend on the data "
-            "they were trained on; pass the initial ones."
-        )
-        raise ValueError(msg)
+    check_center(
+        finite=bool(jnp.isfinite(vector).all()),
+        trained=bool((vector == flat.ravel(risk.params)).all()),
+        present="the risk's parameters",
+    )
     return vector
 
 
@@ -168,8 +165,7 @@ def _labels(logits: jax.Array, targets: Any) -> tuple[jax.Array, bool]:
         msg = f"targets have type {type(targets).__qualname__}; expected an array of labels."
         raise ValueError(msg)
     number = len(targets)
-    single = logits.ndim == 1 or (logits.ndim == 2 and logits.shape[1] == 1)
-    if single and targets.size == number:
+    if is_single_logit(logits.shape) and targets.size == number:
         flat = np.asarray(targets).reshape(-1)
         found = set(np.unique(flat).tolist())
         if not (found <= {0, 1} or found <= {-1, 1}):
@@ -177,17 +173,6 @@ def _labels(logits: jax.Array, targets: Any) -> tuple[jax.Array, bool]:
             raise ValueError(msg)
         return jnp.asarray(flat == 1, dtype=jnp.int32), True
     whole = jnp.issubdtype(targets.dtype, jnp.integer)
-    if logits.ndim != 2 or targets.ndim != 1 or not whole:
-        msg = (
-            f"logits of shape (n, {', '.join(map(str, logits.shape[1:]))}) with {targets.dtype} "
-            f"targets of shape {targets.shape} are no classifier; expected one logit and labels "
-            "-1, 1 or 0, 1, or (n, C) logits and n integer labels."
-        )
-        raise ValueError(msg)
-    if int(targets.min()) < 0 or int(targets.max()) >= logits.shape[1]:
-        msg = (
-            f"labels lie between {int(targets.min())} and {int(targets.max())}; expected 0 to "
-            f"{logits.shape[1] - 1}. Leave examples with ignored labels out of the data."
-        )
-        raise ValueError(msg)
+    check_class_shapes(logits.shape, targets.shape, dtype=targets.dtype, whole=whole)
+    check_class_range(int(targets.min()), int(targets.max()), logits.shape[1])
     return targets, False

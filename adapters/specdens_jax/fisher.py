@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from specdens import uniforms
+from specdens.arguments import checked_count, checked_seed
 from specdens_jax.data import Batch
 from specdens_jax.linearized import Linear, RiskMatrix
 from specdens_jax.parameters import PyTree, Selection
@@ -83,10 +84,7 @@ class Fisher(RiskMatrix):
         **options: Any,
     ) -> None:
         super().__init__(risk, loss, params, data, parameters, **options)
-        for name, value, least in (("num_samples", num_samples, 1), ("seed", seed, 0)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                msg = f"{name}={value!r} must be an integer of at least {least}."
-                raise ValueError(msg)
+        num_samples, seed = checked_count("num_samples", num_samples), checked_seed(seed)
         if not all(hasattr(self.risk.loss, name) for name in ("draws", "sampler", "resampled")):
             name = getattr(self.risk.loss, "__name__", type(self.risk.loss).__name__)
             msg = (

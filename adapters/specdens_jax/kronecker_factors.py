@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
-from functools import cached_property, reduce
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import NamedSharding
 
-from specdens import Arithmetic, LinearOperator, VectorSpace, eigsh, kronecker, restrict
+from specdens import Arithmetic, LinearOperator, VectorSpace, restrict
+from specdens.gram import check_number
 from specdens.kronecker_structure import (
     Correspondence,
     KroneckerEigenpairs,
@@ -22,13 +22,17 @@ from specdens.kronecker_structure import (
     kronecker_eigenpairs,
     reshaped_rank_ratio,
 )
+from specdens.model_structure import (
+    check_weight_sharing,
+    factors_repr,
+    kronecker_sum,
+    largest_eigenpairs,
+)
 from specdens_jax.class_products import NO_PROBABILITIES, check_softmax
 from specdens_jax.layer_passes import LayerPasses
 from specdens_jax.parameters import FlatParameters
 from specdens_jax.risk import Risk
 from specdens_jax.sharding import whole
-
-_SHARING = ("expand", "reduce")
 
 
 class _Factors(NamedTuple):
@@ -128,9 +132,7 @@ class KroneckerFactors:
         if not isinstance(risk, Risk):
             msg = f"risk has type {type(risk).__qualname__}; expected a Risk."
             raise TypeError(msg)
-        if weight_sharing not in _SHARING:
-            msg = f"weight_sharing={weight_sharing!r} must be one of {', '.join(_SHARING)}."
-            raise ValueError(msg)
+        check_weight_sharing(weight_sharing)
         if per_class:
             check_softmax(risk.loss)
         self._passes = LayerPasses(
@@ -194,10 +196,7 @@ class KroneckerFactors:
         return self._sum(self.space.from_numpy)
 
     def _sum(self, convert: Callable[[np.ndarray], Any]) -> LinearOperator:
-        shares, lefts, rights = self.class_factors
-        own = np.flatnonzero(shares).tolist() or [0]  # all is zero without weights
-        products = [kronecker(convert(lefts[c]), convert(rights[c])) for c in own]
-        return self._ordered(reduce(operator.add, products))
+        return self._ordered(kronecker_sum(*self.class_factors, convert))
 
     def _ordered(self, matrix: LinearOperator) -> LinearOperator:
         """Return a matrix of row-major (m, d) in the order of the leaf."""
@@ -230,12 +229,9 @@ class KroneckerFactors:
         if not self.per_class:
             found = kronecker_eigenpairs(*self._bases, k)
             return found._replace(eigenvectors=self._columns(found.eigenvectors))
-        if not 1 <= k <= self.space.dimension:
-            msg = f"k={k} must lie between 1 and {self.space.dimension}, the number of eigenvalues."
-            raise ValueError(msg)
-        result = eigsh(self._sum(np.asarray), k, tol=1e-10, progress=False)
-        vectors = self.space.from_numpy(result.eigenvectors[:, ::-1].copy())
-        return KroneckerEigenpairs(result.eigenvalues[::-1].copy(), vectors, None)
+        check_number(k, self.space.dimension)
+        found = largest_eigenpairs(self._sum(np.asarray), k, tol=1e-10, progress=False)
+        return found._replace(eigenvectors=self.space.from_numpy(found.eigenvectors))
 
     def corrected(self) -> CorrectedKronecker:
         r"""Return the matrix with the same Kronecker eigenvectors and the best eigenvalues.
@@ -311,9 +307,8 @@ class KroneckerFactors:
         return eigenbasis(self.left), eigenbasis(self.right)
 
     def __repr__(self) -> str:
-        kind = ("per class, " if self.per_class else "") + ("with bias, " if self.bias else "")
-        shape = " x ".join(map(str, self.parameters.shapes[self.layer]))
-        return f"KroneckerFactors({self.layer!r}, {kind}{shape})"
+        shape = self.parameters.shapes[self.layer]
+        return factors_repr(self.layer, self.per_class, self.bias, shape)
 
 
 class CorrectedKronecker(Arithmetic):

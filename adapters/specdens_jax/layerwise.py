@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from specdens import SpectralMeasure, slq
+from specdens.arguments import checked_choice
 from specdens_jax.linearized import RiskMatrix
 
 
@@ -84,14 +85,12 @@ def layerwise(
             "parameters of a risk, such as Hessian(risk)."
         )
         raise TypeError(msg)
-    rules: dict[Any, Callable[[str], str | None]] = {
+    rules: dict[str, Callable[[str], str | None]] = {
         "parameter": lambda name: name,
         "module": lambda name: name.rpartition(".")[0],
     }
-    rule = by if callable(by) else rules.get(by)
-    if rule is None:
-        msg = f"by={by!r} is unknown; expected 'parameter', 'module' or a function of names."
-        raise ValueError(msg)
+    advice = "or a function of names"
+    rule = by if callable(by) else rules[checked_choice("by", by, rules, advice)]
     groups: dict[str, list[str]] = {}
     for name in operator.parameters.names:
         key = rule(name)
@@ -106,5 +105,5 @@ def layerwise(
 def _block(operator: RiskMatrix, names: list[str]) -> RiskMatrix:
     block = copy.copy(operator)
     block.risk = operator.risk.restricted(lambda name: name in names)
-    block.forget()
+    block.release()
     return block

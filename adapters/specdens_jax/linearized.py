@@ -88,7 +88,7 @@ class RiskMatrix(Arithmetic, ABC):
             examples += num_examples(batch) or 1
         return total, risk.added_up(sums, examples)
 
-    def forget(self) -> None:
+    def release(self) -> None:
         """Forget what was computed for the risk that this matrix had before."""
 
     def _key(self) -> Any:

@@ -54,7 +54,7 @@ class CrossEntropy:
 
     def __call__(self, outputs: Any, targets: Any) -> tuple[jax.Array, jax.Array]:
         logits = logits_of(outputs)
-        targets = jnp.asarray(targets)
+        targets = _array_of(targets)
         log_p = jax.nn.log_softmax(logits, axis=-1)
         smoothing, classes = self.label_smoothing, logits.shape[-1]
         own = self._class_weights(logits)
@@ -227,7 +227,14 @@ def next_token_loss(outputs: Any, labels: Any) -> tuple[jax.Array, jax.Array]:
     >>> weights.tolist()
     [[1.0, 0.0]]
     """
-    return CrossEntropy()(logits_of(outputs)[:, :-1], jnp.asarray(labels)[:, 1:])
+    logits, tokens = logits_of(outputs), _array_of(labels)
+    if logits.ndim != 3 or tokens.shape != logits.shape[:2]:
+        msg = (
+            f"outputs have shape {logits.shape} and labels {tokens.shape}; expected (N, T, V) and "
+            "(N, T), one score for each of V tokens and one label at T positions."
+        )
+        raise ValueError(msg)
+    return CrossEntropy()(logits[:, :-1], tokens[:, 1:])
 
 
 def logits_of(outputs: Any) -> jax.Array:
@@ -249,6 +256,14 @@ def logits_of(outputs: Any) -> jax.Array:
         )
         raise TypeError(msg)
     return found
+
+
+def _array_of(targets: Any) -> jax.Array:
+    try:
+        return jnp.asarray(targets)
+    except (TypeError, ValueError) as error:
+        msg = f"targets have type {type(targets).__qualname__}; expected an array of numbers."
+        raise TypeError(msg) from error
 
 
 def _check_shape(expected: tuple[int, ...], shape: tuple[int, ...]) -> None:

@@ -11,6 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from specdens.certificates import PacBayesResult, PriorGrid, certificate
+from specdens.certificates.checks import check_counts, check_delta, check_positive, check_refresh
+from specdens.certificates.fitting import Objective, Schedule, smallest_scale
 from specdens_jax.classifier import Classifier, check_prior
 from specdens_jax.posterior import (
     Bases,
@@ -23,8 +25,6 @@ from specdens_jax.posterior import (
 from specdens_jax.risk import Risk
 
 BasisChoice = str | Mapping[str, Any] | Callable[[Risk], Mapping[str, Any]]
-_FIRST_SCALE = 1e-4  # of the smallest initial scale to the root mean square of the parameters
-_MADE = ("kronecker", "exact")  # bases of the present parameters
 _DECAY, _EPSILON = 0.9, 1e-8  # of RMSprop
 
 
@@ -139,28 +139,22 @@ def pac_bayes(
     if not isinstance(risk, Risk):
         msg = f"risk has type {type(risk).__qualname__}; expected a Risk on the training data."
         raise TypeError(msg)
-    counts = {"epochs": epochs, "batch_size": batch_size, "num_monte_carlo": num_monte_carlo}
-    counts["refresh_every"] = 1 if refresh_every is None else refresh_every
-    _check_options(counts, {"learning_rate": learning_rate, "prior_scale": prior_scale})
-    if refresh_every is not None and not callable(basis) and basis not in _MADE:
-        msg = (
-            f"refresh_every={refresh_every} makes a basis anew, but this one never changes; pass "
-            "basis='kronecker', 'exact' or a function of the risk."
-        )
-        raise ValueError(msg)
-    milestones = _milestones(drops, epochs)
+    check_positive("prior_scale", prior_scale)
+    check_delta("delta", delta)
+    check_counts(num_monte_carlo=num_monte_carlo)
+    schedule = Schedule(epochs, learning_rate, batch_size, drops, refresh_every)
+    check_refresh(basis, refresh_every)
     grid, prior = grid or PriorGrid(), check_prior(risk, prior_mean)
     training = _Training(Classifier.of(risk), prior, grid, basis, prior_scale, seed)
-    history = training.run(epochs, learning_rate, milestones, batch_size, refresh_every)
+    history = schedule.run(training.epoch, training.refresh)
     posterior = training.posterior()
     draws = (posterior.mean + posterior.noise(training.normal()) for _ in range(num_monte_carlo))
-    errors = training.classifier.errors(draws)
     found = certificate(
-        errors,
+        training.classifier.errors(draws),
         np.asarray(posterior.mean, dtype=np.float64),
         np.asarray(posterior.scales, dtype=np.float64),
         np.asarray(prior, dtype=np.float64),
-        min(math.exp(2 * float(training.variables.log_prior)), grid.variance(1)),
+        math.exp(2 * float(training.variables.log_prior)),
         training.classifier.num_examples,
         grid=grid,
         delta=delta,
@@ -188,58 +182,21 @@ class _Training:
         prior_scale: float,
         seed: int,
     ) -> None:
-        self.classifier, self.prior, self.grid, self.basis = classifier, prior, grid, basis
+        self.classifier, self.prior, self.basis = classifier, prior, basis
+        self.objective = Objective(grid, classifier.num_examples)
         self.parameters, self._key = classifier.risk.parameters, jax.random.key(seed)
         mean = self.parameters.ravel(classifier.risk.params).astype(prior.dtype)
         self.bases = choose_bases(classifier.risk, basis)
-        floor = _FIRST_SCALE * (float(jnp.sqrt(jnp.square(mean).mean())) or 1.0)
+        floor = smallest_scale(float(jnp.sqrt(jnp.square(mean).mean())))
         lengths = jnp.abs(coordinates_of(self.parameters, self.bases, mean))
-        # The prior's index in its grid is at least 1.
-        self.most = 0.5 * math.log(grid.variance(1))
-        log_prior = jnp.asarray(min(math.log(prior_scale), self.most), dtype=prior.dtype)
+        log_prior = jnp.asarray(self.objective.first_log_prior(prior_scale), dtype=prior.dtype)
         self.variables = _Variables(mean, jnp.log(jnp.maximum(lengths, floor)), log_prior)
         self.squares = jax.tree.map(jnp.zeros_like, self.variables)
         key = "pac_bayes", grid, *classifier.kind
         self._step = classifier.risk.kernel(key, lambda: jax.jit(self._stepped))
 
-    def run(
-        self,
-        epochs: int,
-        learning_rate: float,
-        milestones: Sequence[int],
-        batch_size: int,
-        refresh_every: int | None,
-    ) -> dict[str, np.ndarray]:
-        """Minimize, and return the history."""
-        rows = []
-        for epoch in range(epochs):
-            if refresh_every is not None and epoch > 0 and epoch % refresh_every == 0:
-                self._refresh()
-            rate = learning_rate * 0.1 ** sum(epoch >= drop for drop in milestones)
-            rows.append(self._epoch(rate, batch_size))
-            if not np.isfinite(rows[-1]).all():
-                msg = (
-                    f"learning_rate={learning_rate} makes the optimization diverge in epoch "
-                    f"{epoch}; pass a smaller one."
-                )
-                raise ValueError(msg)
-        names = ("surrogate", "kl", "prior_variance", "objective")
-        return dict(zip(names, np.array(rows).T.copy(), strict=True))
-
-    def posterior(self) -> GaussianPosterior:
-        """Return what the variables stand for now."""
-        mean, log_scales, _ = self.variables
-        return GaussianPosterior(self.parameters, mean, self.bases, jnp.exp(log_scales))
-
-    def normal(self) -> jax.Array:
-        """Return new standard normal numbers of shape (n,)."""
-        return jax.random.normal(self._new_key(), self.prior.shape, self.prior.dtype)
-
-    def _new_key(self) -> jax.Array:
-        self._key, own = jax.random.split(self._key)
-        return own
-
-    def _epoch(self, rate: float, batch_size: int) -> np.ndarray:
+    def epoch(self, rate: float, batch_size: int) -> np.ndarray:
+        """Take a step for each batch, and return averages of what the objective was made of."""
         classifier, number = self.classifier, self.classifier.num_examples
         order = np.asarray(jax.random.permutation(self._new_key(), number))
         fixed = self.prior, classifier.risk.constants
@@ -255,40 +212,7 @@ class _Training:
             total += np.asarray(row, dtype=np.float64) * (len(chosen) / number)
         return total
 
-    def _stepped(
-        self, state: Any, fixed: Any, bases: Bases, normal: jax.Array, batch: Any, rate: jax.Array
-    ) -> tuple[Any, jax.Array]:
-        """Take one step of RMSprop, and return what the objective was made of.
-
-        It is compiled for all priors and parameters: of `self` it reads no arrays.
-        """
-        variables, squares = state
-        objective = jax.grad(self._objective, has_aux=True)
-        slopes, row = objective(variables, fixed, bases, normal, batch)
-        squares = jax.tree.map(lambda s, g: _DECAY * s + (1 - _DECAY) * g * g, squares, slopes)
-        moved = _Variables(
-            *jax.tree.map(
-                lambda x, g, s: x - rate * g / (jnp.sqrt(s) + _EPSILON), variables, slopes, squares
-            )
-        )
-        return (moved._replace(log_prior=jnp.minimum(moved.log_prior, self.most)), squares), row
-
-    def _objective(
-        self, variables: _Variables, fixed: Any, bases: Bases, normal: jax.Array, batch: Any
-    ) -> tuple[jax.Array, jax.Array]:
-        (mean, log_scales, log_prior), (prior, constants) = variables, fixed
-        noise = rotated(self.parameters, bases, jnp.exp(log_scales) * normal)
-        surrogate = self.classifier.surrogate(mean + noise, constants, *batch)
-        logs = 2 * (log_scales - log_prior)
-        apart = jnp.square(mean - prior).sum() * jnp.exp(-2 * log_prior)
-        kl = 0.5 * ((jnp.exp(logs) - 1 - logs).sum() + apart)
-        n, grid = self.classifier.num_examples, self.grid
-        index = grid.precision * (math.log(grid.largest) - 2 * log_prior)
-        cost = 2 * jnp.log(index) + grid.cost(1, n)
-        objective = surrogate + jnp.sqrt((kl + cost) / (2 * (n - 1)))
-        return objective, jnp.stack([surrogate, kl, jnp.exp(2 * log_prior), objective])
-
-    def _refresh(self) -> None:
+    def refresh(self) -> None:
         """Make the basis anew; average what RMSprop knows, as coordinates have other meanings."""
         mean, log_scales, _ = self.variables
         risk = self.classifier.risk
@@ -299,21 +223,43 @@ class _Training:
         same = jnp.full_like(scales, self.squares.log_scales.mean())
         self.squares, self.bases = self.squares._replace(log_scales=same), bases
 
+    def posterior(self) -> GaussianPosterior:
+        """Return what the variables stand for now."""
+        mean, log_scales, _ = self.variables
+        return GaussianPosterior(self.parameters, mean, self.bases, jnp.exp(log_scales))
 
-def _milestones(drops: Sequence[int] | None, epochs: int) -> list[int]:
-    found = [epochs // 3, 2 * epochs // 3] if drops is None else list(drops)
-    if not all(isinstance(epoch, int) and epoch >= 0 for epoch in found):
-        msg = f"drops={drops!r} must be epochs, integers from 0."
-        raise ValueError(msg)
-    return found
+    def normal(self) -> jax.Array:
+        """Return new standard normal numbers of shape (n,)."""
+        return jax.random.normal(self._new_key(), self.prior.shape, self.prior.dtype)
 
+    def _new_key(self) -> jax.Array:
+        self._key, own = jax.random.split(self._key)
+        return own
 
-def _check_options(counts: Mapping[str, Any], positive: Mapping[str, float]) -> None:
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            msg = f"{name}={count!r} must be a positive integer."
-            raise ValueError(msg)
-    for name, value in positive.items():
-        if not 0 < value < math.inf:
-            msg = f"{name}={value} must be positive and finite."
-            raise ValueError(msg)
+    def _stepped(
+        self, state: Any, fixed: Any, bases: Bases, normal: jax.Array, batch: Any, rate: jax.Array
+    ) -> tuple[Any, jax.Array]:
+        """Take one step of RMSprop, and return what the objective was made of.
+
+        It is compiled for all priors and parameters: of `self` it reads no arrays.
+        """
+        (variables, squares), most = state, self.objective.largest_log_prior
+        objective = jax.grad(self._objective, has_aux=True)
+        slopes, row = objective(variables, fixed, bases, normal, batch)
+        squares = jax.tree.map(lambda s, g: _DECAY * s + (1 - _DECAY) * g * g, squares, slopes)
+        moved = _Variables(
+            *jax.tree.map(
+                lambda x, g, s: x - rate * g / (jnp.sqrt(s) + _EPSILON), variables, slopes, squares
+            )
+        )
+        return (moved._replace(log_prior=jnp.minimum(moved.log_prior, most)), squares), row
+
+    def _objective(
+        self, variables: _Variables, fixed: Any, bases: Bases, normal: jax.Array, batch: Any
+    ) -> tuple[jax.Array, jax.Array]:
+        (mean, log_scales, log_prior), (prior, constants) = variables, fixed
+        noise = rotated(self.parameters, bases, jnp.exp(log_scales) * normal)
+        surrogate = self.classifier.surrogate(mean + noise, constants, *batch)
+        kl = self.objective.divergence(mean, log_scales, log_prior, prior)
+        value = surrogate + self.objective.complexity(kl, log_prior)
+        return value, jnp.stack([surrogate, kl, jnp.exp(2 * log_prior), value])

@@ -201,7 +201,12 @@ class FlatParameters:
         ------
         ValueError
             If the first axis of `x` does not have length n.
+        TypeError
+            If `x` is no array.
         """
+        if not isinstance(x, jax.Array | np.ndarray):
+            msg = f"x has type {type(x).__qualname__}; expected an array of length {self.size}."
+            raise TypeError(msg)
         if x.ndim not in (1, 2) or x.shape[0] != self.size:
             msg = (
                 f"x has shape {x.shape}; expected ({self.size},) or ({self.size}, k), one entry "
@@ -268,7 +273,7 @@ class FlatParameters:
         >>> FlatParameters({"kernel": jnp.zeros((2, 3))}).indices("kernel")[1]
         array([3, 4, 5])
         """
-        if name not in self.slices:
+        if not isinstance(name, str) or name not in self.slices:
             msg = f"name={name!r} is none of the selected parameters {list(self.names)}."
             raise ValueError(msg)
         place = self.slices[name]

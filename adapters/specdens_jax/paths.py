@@ -22,6 +22,7 @@ def along_line(
     alphas: ArrayLike,
     *,
     quantity: Callable[[Risk], Any] | None = None,
+    statistics: Callable[[PyTree], PyTree] | None = None,
 ) -> LinePath:
     r"""Evaluate a risk at :math:`(1 - \alpha) \theta_0 + \alpha \theta_1`.
 
@@ -32,7 +33,8 @@ def along_line(
     Parameters
     ----------
     risk : Risk
-        What it needs besides parameters that vary (constants, data) is the same at all points.
+        What it needs besides parameters that vary (constants, data) is the same at all points,
+        except for what `statistics` gives.
     start, end : array of shape (n,), or pytree of arrays
         Flat vectors, such as ``risk.parameters.ravel(params)`` returns for each solution, or
         pytrees like ``risk.params``, of which only the leaves that vary are used.
@@ -42,6 +44,10 @@ def along_line(
     quantity : callable, optional
         ``quantity(risk)`` returns a number, or an array of one shape at all points; by default
         `risk_value`. ``lambda risk: eigsh(Hessian(risk), 1).eigenvalues[0]`` is the sharpness.
+    statistics : callable, optional
+        ``statistics(params)`` returns a pytree like ``risk.params``; at each point its leaves that
+        do not vary take the place of the constants, such as the batch statistics of the model
+        there. By default the constants of the risk are kept. See the notes.
 
     Returns
     -------
@@ -50,16 +56,27 @@ def along_line(
     Raises
     ------
     TypeError
-        If `risk` is not a `Risk`.
+        If `risk` is not a `Risk`, or `statistics` cannot be called.
     ValueError
-        If a point does not have the shape of the parameters, or `alphas` are not finite numbers;
-        and whatever `quantity` raises.
+        If a point does not have the shape of the parameters, `alphas` are not finite numbers, or
+        `statistics` returns another pytree; and whatever `quantity` and `statistics` raise.
 
     Notes
     -----
-    Batch statistics among the constants are those of one solution and wrong at the other; a
-    barrier may be theirs. Make the risk normalize with the same statistics at all points, or
-    recompute them in a `quantity` of your own.
+    Statistics of one solution are wrong at the other, and a barrier may be theirs. A JAX model is a
+    pure function, and only its author knows how it computes its statistics. So they are leaves of
+    `params` that do not vary, read by ``predict``, and `statistics` is the pass over the data that
+    makes them. For Flax, with ``nn.BatchNorm(momentum=0.0)`` and `inputs` all inputs at once, they
+    are exactly those of the data::
+
+        def statistics(variables):
+            _, new = model.apply(variables, inputs, train=True, mutable="batch_stats")
+            return {**variables, **new}
+
+        risk = Risk(
+            lambda variables, x: model.apply(variables, x, train=False),
+            CrossEntropy(), variables, data, parameters="params",
+        )
 
     References
     ----------
@@ -77,9 +94,30 @@ def along_line(
     array([1., 0., 1., 9.])
     >>> path.barrier  # a convex function has none
     0.0
+
+    A model that is divided by the largest of its outputs does not depend on its weight:
+
+    >>> x = jnp.array([[1.0], [2.0]])
+    >>> def divided(params, x):
+    ...     return params["w"] * x / params["largest"]
+    >>> def statistics(params):
+    ...     return {**params, "largest": params["w"] * x.max()}
+    >>> params = {"w": jnp.ones(()), "largest": jnp.full((), 2.0)}
+    >>> risk = Risk(divided, SquaredError(), params, (x, x / 2), parameters="w")
+    >>> ends = jnp.array([1.0]), jnp.array([3.0])
+    >>> along_line(risk, *ends, [0, 0.5, 1]).values
+    array([0.   , 0.625, 2.5  ])
+    >>> along_line(risk, *ends, [0, 0.5, 1], statistics=statistics).values.round(9)
+    array([0., 0., 0.])
     """
     if not isinstance(risk, Risk):
         msg = f"risk has type {type(risk).__qualname__}; expected a Risk, with its data."
+        raise TypeError(msg)
+    if statistics is not None and not callable(statistics):
+        msg = (
+            f"statistics={statistics!r} cannot be called; pass a function that returns params with "
+            "their batch statistics, or None to keep those of the risk."
+        )
         raise TypeError(msg)
     parameters = risk.parameters
     first, last = _flat(start, parameters, "start"), _flat(end, parameters, "end")
@@ -88,10 +126,21 @@ def along_line(
     def value(alpha: float) -> np.ndarray:
         point = ((1 - alpha) * first + alpha * last)[None]
         blocks = [block[0] for block in parameters.blocks(point)]
-        moved = risk.at(parameters.merge(blocks, risk.constants))
-        return np.asarray(measure(moved), dtype=np.float64)
+        params = parameters.merge(blocks, risk.constants)
+        if statistics is not None:
+            params = parameters.merge(blocks, _constants(statistics(params), parameters))
+        return np.asarray(measure(risk.at(params)), dtype=np.float64)
 
     return line_path(alphas, value)
+
+
+def _constants(params: PyTree, parameters: FlatParameters) -> list[Any]:
+    """Return what does not vary of a pytree that the caller's function made."""
+    try:
+        return parameters.split(params)[1]
+    except ValueError as error:
+        msg = f"statistics(params) must return a pytree like the params it is given. {error}"
+        raise ValueError(msg) from error
 
 
 def _flat(point: PyTree, parameters: FlatParameters, name: str) -> jax.Array:

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from specdens.certificates.checks import check_basis_names, check_counts, check_orthonormal
+from specdens.certificates.fitting import between, matrix_shape, squared_overlap
 from specdens_jax.gauss_newton import GaussNewton
 from specdens_jax.kronecker_factors import KroneckerFactors
 from specdens_jax.parameters import FlatParameters
@@ -60,9 +62,7 @@ class GaussianPosterior:
         ValueError
             If `num_samples` is not a positive integer.
         """
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-            msg = f"num_samples={num_samples!r} must be a positive integer."
-            raise ValueError(msg)
+        check_counts(num_samples=num_samples)
         keys = jax.random.split(jax.random.key(seed), num_samples)
         normals = [jax.random.normal(key, self.mean.shape, self.mean.dtype) for key in keys]
         return jnp.stack([self.mean + self.noise(z) for z in normals], axis=1)
@@ -104,9 +104,9 @@ def transferred(parameters: FlatParameters, old: Bases, scales: jax.Array, new: 
             raise ValueError(msg)
         if isinstance(now, tuple):
             sides = zip(now, before, strict=True)
-            overlaps.append(tuple(_squared_overlap(a, b) for a, b in sides))
+            overlaps.append(tuple(squared_overlap(a, b) for a, b in sides))
         else:
-            overlaps.append(_squared_overlap(now, before))
+            overlaps.append(squared_overlap(now, before))
     return jnp.sqrt(_by_leaf(_forward, parameters, overlaps, jnp.square(scales)))
 
 
@@ -136,10 +136,7 @@ def choose_bases(risk: Risk, basis: Any) -> Bases:
         msg = f"basis gives {type(found).__qualname__}; expected a mapping by the names of leaves."
         raise TypeError(msg)
     names = risk.parameters.names
-    unknown = [name for name in found if name not in names]
-    if unknown:
-        msg = f"basis names {unknown}, which are none of the leaves that vary, {list(names)}."
-        raise ValueError(msg)
+    check_basis_names(found, names, "leaves")
     return [_checked(found.get(name), name, risk.parameters) for name in names]
 
 
@@ -184,7 +181,7 @@ def _outputs_first(factors: KroneckerFactors, shape: tuple[int, ...]) -> bool:
 
 
 def _checked(value: Any, name: str, parameters: FlatParameters) -> Basis:
-    rows, columns = matrix_shape(parameters, name)
+    rows, columns = matrix_shape(parameters.shapes[name])
     if value is None:
         return None, None
     pair = isinstance(value, tuple | list) and len(value) == 2
@@ -207,28 +204,16 @@ def _checked(value: Any, name: str, parameters: FlatParameters) -> Basis:
             )
             raise ValueError(msg)
         apart = float(jnp.abs(array.T @ array - jnp.eye(order, dtype=dtype)).max())
-        if not apart <= 30 * order**0.5 * float(jnp.finfo(dtype).eps):
-            msg = (
-                f"basis of {name!r} is not orthonormal: an entry of Q^T Q differs from the "
-                f"identity by {apart:.2g}. KL is invariant under rotations only; use "
-                "jnp.linalg.qr or eigh."
-            )
-            raise ValueError(msg)
+        epsilon = float(jnp.finfo(dtype).eps)
+        check_orthonormal(name, apart, order=order, epsilon=epsilon, library="jnp.linalg")
     return tuple(arrays) if pair else arrays[0]
-
-
-def matrix_shape(parameters: FlatParameters, name: str) -> tuple[int, int]:
-    """Return the length of a leaf's first axis, and the product of those of the others."""
-    shape = parameters.shapes[name]
-    rows = shape[0] if shape else 1
-    return rows, int(np.prod(shape[1:], dtype=int))
 
 
 def _by_leaf(
     apply: Callable[..., jax.Array], parameters: FlatParameters, bases: Bases, x: jax.Array
 ) -> jax.Array:
     parts = [
-        apply(basis, x[parameters.slices[name]].reshape(matrix_shape(parameters, name)))
+        apply(basis, x[parameters.slices[name]].reshape(matrix_shape(parameters.shapes[name])))
         for name, basis in zip(parameters.names, bases, strict=True)
     ]
     return jnp.concatenate([part.reshape(-1) for part in parts])
@@ -238,17 +223,8 @@ def _forward(basis: Basis, x: jax.Array) -> jax.Array:
     if not isinstance(basis, tuple):
         return basis @ x.reshape(-1)
     left, right = basis
-    if left is not None:
-        x = left @ x
-    return x if right is None else x @ right.T
+    return between(left, x, right)
 
 
 def _mapped(function: Callable[[jax.Array], jax.Array], basis: Basis) -> Basis:
     return jax.tree.map(function, basis)
-
-
-def _squared_overlap(new: jax.Array | None, old: jax.Array | None) -> jax.Array | None:
-    """Return the squares of the entries of ``new.T @ old``."""
-    if new is None:
-        return None if old is None else jnp.square(old)
-    return jnp.square(new.T if old is None else new.T @ old)

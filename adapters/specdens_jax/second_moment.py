@@ -121,7 +121,7 @@ class GradientCovariance(GradientSecondMoment):
 
     _mean: jax.Array | None = None
 
-    def forget(self) -> None:
+    def release(self) -> None:
         """Forget the mean."""
         self._mean = None
 

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from specdens.layer_structure import LayerStructure
+from specdens.layer_structure import LayerStructure, LayerSums, averaged
 from specdens_torch.class_products import ClassRows
-from specdens_torch.class_sweeps import inverse_weights
 from specdens_torch.evaluation import Evaluation
 from specdens_torch.risk import Risk
 
@@ -42,13 +39,13 @@ def layer_structure(
     """
     layer = _linear(risk, name)
     capture = _Capture(name)
-    moments: list[_Moments] = []
+    sums: list[LayerSums] = []
 
     def add(evaluation: Evaluation) -> None:
         rows, logits = rows_of(evaluation)
-        if not moments:
-            moments.append(_Moments.zeros(rows.num_classes, layer))
-        moments[0].add(rows, logits, *capture.taken(rows))
+        if not sums:
+            sums.append(_zeros(rows.num_classes, layer))
+        _add(sums[0], rows, logits, *capture.taken(rows))
 
     risk.passes.plan()  # evaluates some examples without our noticing
     handle = layer.register_forward_hook(capture)
@@ -56,7 +53,8 @@ def layer_structure(
         totals = risk.passes.sweep(add, cuts=True)
     finally:
         handle.remove()
-    return moments[0].finished(name, totals.weight if risk.divides else 1.0)
+    found = LayerSums(*(total.numpy() for total in sums[0]))
+    return averaged(found, name, totals.weight if risk.divides else 1.0)
 
 
 def _linear(risk: Risk, name: str) -> nn.Linear:
@@ -121,51 +119,24 @@ def _errors(rows: ClassRows, logits: tuple[Tensor, ...], outputs: Tensor, other:
     return found.detach().to(rows.probabilities)
 
 
-@dataclass(frozen=True)
-class _Moments:
-    """Weighted sums over the data, on the host in double precision."""
+def _zeros(number: int, layer: nn.Linear) -> LayerSums:
+    """Return sums of nothing, on the host in double precision."""
+    d, m = layer.in_features, layer.out_features
+    shapes = ((number,), (number, d), (d, d), (number, number), (number, number, m), (m, m))
+    return LayerSums(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
 
-    shares: Tensor  # (C,)
-    features: Tensor  # (C, d)
-    feature_square: Tensor  # (d, d)
-    pairs: Tensor  # (C, C)
-    errors: Tensor  # (C, C, m)
-    error_square: Tensor  # (m, m)
 
-    @classmethod
-    def zeros(cls, number: int, layer: nn.Linear) -> _Moments:
-        d, m = layer.in_features, layer.out_features
-        shapes = ((number,), (number, d), (d, d), (number, number), (number, number, m), (m, m))
-        return cls(*(torch.zeros(shape, dtype=torch.float64) for shape in shapes))
-
-    def add(
-        self, rows: ClassRows, logits: tuple[Tensor, ...], inputs: Tensor, outputs: Tensor
-    ) -> None:
-        """Add one chunk, whose layer had these inputs and outputs."""
-        x, factor = inputs.to(rows.probabilities), rows.factor[:, None]
-        self.shares.add_(rows.memberships.summed(factor)[:, 0].cpu())
-        self.features.add_(rows.memberships.summed(factor * x).cpu())
-        self.feature_square.add_((x.t() @ (factor * x)).cpu())
-        self.pairs.add_(rows.pair_sums().cpu())
-        for other in range(rows.num_classes):
-            errors = _errors(rows, logits, outputs, other)
-            weighted = rows.shares[:, other, None] * errors
-            self.errors[:, other].add_(rows.memberships.summed(weighted).cpu())
-            self.error_square.add_((errors.t() @ weighted).cpu())
-
-    def finished(self, name: str, divisor: float) -> LayerStructure:
-        """Divide the sums by their weights."""
-        arrays = (self.shares, self.features, self.feature_square, self.pairs, self.errors)
-        shares, features, feature_square, pairs, errors = (array.numpy() for array in arrays)
-        total = shares.sum()
-        means = features * inverse_weights(shares)[:, None]
-        return LayerStructure(
-            name=name,
-            class_shares=shares / total,
-            feature_means=means.T,
-            feature_mean=features.sum(0) / total,
-            feature_second_moment=feature_square / total,
-            pair_weights=pairs / divisor,
-            error_means=np.moveaxis(errors * inverse_weights(pairs)[..., None], -1, 0),
-            error_second_moment=self.error_square.numpy() / divisor,
-        )
+def _add(
+    sums: LayerSums, rows: ClassRows, logits: tuple[Tensor, ...], inputs: Tensor, outputs: Tensor
+) -> None:
+    """Add one chunk, whose layer had these inputs and outputs."""
+    x, factor = inputs.to(rows.probabilities), rows.factor[:, None]
+    sums.shares.add_(rows.memberships.summed(factor)[:, 0].cpu())
+    sums.features.add_(rows.memberships.summed(factor * x).cpu())
+    sums.feature_square.add_((x.t() @ (factor * x)).cpu())
+    sums.pairs.add_(rows.pair_sums().cpu())
+    for other in range(rows.num_classes):
+        errors = _errors(rows, logits, outputs, other)
+        weighted = rows.shares[:, other, None] * errors
+        sums.errors[:, other].add_(rows.memberships.summed(weighted).cpu())
+        sums.error_square.add_((errors.t() @ weighted).cpu())

@@ -8,9 +8,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import specdens
-from specdens import LinearOperator, VectorSpace, aslinearoperator, hierarchy
+from specdens import LinearOperator, VectorSpace, hierarchy
+from specdens.class_parts import check_num_classes, check_part, check_weighting, is_integer
 from specdens.layer_structure import LayerStructure
+from specdens.model_structure import attribution, without_part
 from specdens_torch.class_layers import layer_structure
 from specdens_torch.class_products import check_softmax
 from specdens_torch.class_sweeps import ClassSweeps, PartOperator, orthonormalized
@@ -101,16 +102,8 @@ class ClassStructure:
         if not isinstance(risk, Risk):
             msg = f"risk has type {type(risk).__qualname__}; pass Risk(model, loss, data)."
             raise TypeError(msg)
-        if num_classes is not None and (
-            not isinstance(num_classes, int | np.integer)
-            or isinstance(num_classes, bool)
-            or num_classes < 2
-        ):
-            msg = f"num_classes={num_classes!r} must be an integer of at least 2, or None."
-            raise ValueError(msg)
-        if weighting not in ("probability", "uniform"):
-            msg = f"weighting={weighting!r} is unknown; expected 'probability' or 'uniform'."
-            raise ValueError(msg)
+        check_num_classes(num_classes)
+        check_weighting(weighting)
         check_softmax(risk._loss)
         self.risk, self.weighting = risk, weighting
         self._sweeps = ClassSweeps(risk, num_classes, weighting == "uniform")
@@ -202,9 +195,8 @@ class ClassStructure:
             ``"class"`` need the C class means only.
         """
         if part == "class":
-            gram = hierarchy.weighted_gram(self._sweeps.class_gram(), self.class_weights)
-            return np.asarray(np.linalg.eigvalsh(gram)[::-1])
-        _check_part(part, hierarchy.PARTS)
+            return hierarchy.weighted_eigenvalues(self._sweeps.class_gram(), self.class_weights)
+        check_part(part, of_model=True)
         return hierarchy.part_eigenvalues(self.pair_gram(), self.pair_weights, part)
 
     def principal_subspace(self, k: int) -> Tensor:
@@ -228,7 +220,7 @@ class ClassStructure:
             If `k` is out of range.
         """
         number = self.num_classes
-        if not isinstance(k, int | np.integer) or isinstance(k, bool) or not 1 <= k <= number:
+        if not is_integer(k) or not 1 <= k <= number:
             msg = (
                 f"k={k!r} must be an integer from 1 to the number of classes {number}; "
                 "basis('means') spans C (C - 1) directions, and "
@@ -262,7 +254,7 @@ class ClassStructure:
         ValueError
             As `eigenvalues`.
         """
-        _check_part(part, hierarchy.PARTS)
+        check_part(part, of_model=True)
         if part == "class":
             return self._class_basis()
         _, coefficients = hierarchy.part_basis(
@@ -277,11 +269,8 @@ class ClassStructure:
         return (10 * self.space.precision) ** 2
 
     def _class_basis(self, most: int | None = None) -> Tensor:
-        weights = self.class_weights
-        gram = hierarchy.weighted_gram(self._sweeps.class_gram(), weights)
-        eigenvalues, vectors = hierarchy.range_of(gram, self._rounding)
-        factors = (np.sqrt(weights)[:, None] * vectors / np.sqrt(eigenvalues))[:, :most]
-        rows = self._sweeps.class_rows()
+        gram, rows = self._sweeps.class_gram(), self._sweeps.class_rows()
+        factors = hierarchy.weighted_basis(gram, self.class_weights, self._rounding)[:, :most]
         basis = orthonormalized(torch.from_numpy(factors.T.copy()).to(rows) @ rows)
         return basis.t().to(self.space.working_dtype)
 
@@ -315,15 +304,9 @@ class ClassStructure:
         ----------
         Papyan (2020), JMLR 21(252), Definitions 3.1-3.3. arXiv:2008.11865
         """
-        _check_part(part, hierarchy.PARTS)
-        if how == "subtract":
-            return aslinearoperator(operator) - PartOperator(self._sweeps, part)
-        if how != "project":
-            msg = f"how={how!r} is unknown; expected 'project' or 'subtract'."
-            raise ValueError(msg)
-        if not (basis := self.basis(part)).shape[1]:
-            return aslinearoperator(operator)
-        return specdens.project_out(operator, basis)
+        check_part(part, of_model=True)
+        own = PartOperator(self._sweeps, part)
+        return without_part(operator, own, lambda: self.basis(part), how)
 
     def attribution(
         self, eigenvalues: Any, eigenvectors: Tensor, part: str = "class"
@@ -347,14 +330,8 @@ class ClassStructure:
         ValueError
             If the shapes do not fit, or as `eigenvalues`.
         """
-        basis = self.basis(part)
-        p, rank = basis.shape
-        vectors = eigenvectors if eigenvectors.ndim == 2 else eigenvectors[:, None]
-        values = np.atleast_1d(np.asarray(torch.as_tensor(eigenvalues).detach().cpu()))
-        energies = np.zeros(vectors.shape[1])
-        if rank:
-            energies = np.atleast_1d(np.asarray(specdens.energy_in(basis, vectors)))
-        return hierarchy.attributed(values, energies, rank, p)
+        values = torch.as_tensor(eigenvalues).detach().cpu().numpy()
+        return attribution(self.basis(part), values, eigenvectors)
 
     def squared_distances(self) -> np.ndarray:
         """Return the squared distances of class means and pair means, (C + C * C) square.
@@ -389,12 +366,3 @@ class ClassStructure:
     def __repr__(self) -> str:
         number = self._sweeps.num_classes or "?"
         return f"ClassStructure({number} classes, weighting={self.weighting!r}, {self.risk!r})"
-
-
-def _check_part(part: str, allowed: tuple[str, ...]) -> None:
-    if part not in allowed:
-        msg = (
-            f"part={part!r} is unknown; expected one of {', '.join(map(repr, allowed))}. G_within "
-            "has no small matrix: specdens.slq and specdens.eigsh take it as an operator."
-        )
-        raise ValueError(msg)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from specdens import Arithmetic, VectorSpace, hierarchy
+from specdens.class_parts import inverse_weights
 from specdens_torch.class_products import ClassPasses, ClassRows, KeptRows, LinearizedRows
 from specdens_torch.evaluation import Evaluation, accumulate, twice_differentiable
 from specdens_torch.guards import Totals
@@ -389,8 +390,3 @@ def orthonormalized(rows: Tensor) -> Tensor:
 
 def _on_host(tensor: Tensor) -> np.ndarray:
     return np.asarray(tensor.cpu().double().numpy())
-
-
-def inverse_weights(weights: np.ndarray) -> np.ndarray:
-    """Return 1 / w, and zero where w is."""
-    return np.asarray(np.where(weights > 0, 1.0 / np.where(weights > 0, weights, 1.0), 0.0))

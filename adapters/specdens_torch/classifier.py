@@ -13,10 +13,16 @@ import torch.nn.functional as F  # noqa: N812 (the name torch's own documentatio
 from torch import Tensor
 from torch.func import functional_call
 
+from specdens.certificates.checks import (
+    check_center,
+    check_class_range,
+    check_class_shapes,
+    check_rows,
+    is_single_logit,
+)
+from specdens.certificates.fitting import MOST_AT_ONCE
 from specdens_torch.risk import Risk, risk_value
 from specdens_torch.structures import Batch, join, logits_of, map_tensors, move, num_examples
-
-_MOST_AT_ONCE = 2048  # examples
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +95,7 @@ class Classifier:
 
     def errors(self, draws: Iterable[Tensor]) -> np.ndarray:
         """Return the fraction of all examples that each draw of the parameters gets wrong."""
-        parts = torch.split(torch.arange(self.num_examples), _MOST_AT_ONCE)
+        parts = torch.split(torch.arange(self.num_examples), MOST_AT_ONCE)
         with torch.no_grad():
             wrong = [
                 torch.stack([self._wrong(parameters, chosen) for chosen in parts]).sum()
@@ -155,16 +161,13 @@ def check_prior(risk: Risk, prior_mean: Tensor | Mapping[str, Tensor]) -> Tensor
             raise ValueError(msg)
         _check_running(risk)
     vector = vector.to(dtype=flat.space.working_dtype, device=flat.space.device).clone()
-    if not torch.isfinite(vector).all():
-        msg = "prior_mean has entries that are nan or infinite."
-        raise ValueError(msg)
-    if torch.equal(vector, flat.ravel().to(vector.dtype)):
-        msg = (
-            "prior_mean equals the present parameters, so that the prior would depend on the data "
-            "they were trained on; pass the initial ones, copied before training "
-            "(copy.deepcopy(model.state_dict()), since a state dict refers to the parameters)."
-        )
-        raise ValueError(msg)
+    check_center(
+        finite=bool(torch.isfinite(vector).all()),
+        trained=torch.equal(vector, flat.ravel().to(vector.dtype)),
+        present="the present parameters",
+        advice=", copied before training (copy.deepcopy(model.state_dict()), since a state dict "
+        "refers to the parameters)",
+    )
     return vector
 
 
@@ -199,12 +202,7 @@ def _check_running(risk: Risk) -> None:
 
 def _joined(batches: list[Batch]) -> Batch:
     full = [batch for batch in batches if num_examples(batch) != 0]
-    if any(num_examples(batch) is None for batch in full):
-        msg = (
-            "data have batches whose tensors share no first axis; a bound counts examples, so "
-            "inputs and targets need one row for each."
-        )
-        raise ValueError(msg)
+    check_rows(map(num_examples, full), "tensors")
     return join(full)
 
 
@@ -227,9 +225,8 @@ def _labels(logits: Tensor, targets: Any, number: int | None) -> tuple[Tensor, b
     if not isinstance(targets, Tensor) or targets.shape[:1].numel() != number:
         msg = f"targets have type {type(targets).__qualname__}; expected a tensor of labels."
         raise ValueError(msg)
-    single = logits.ndim == 1 or (logits.ndim == 2 and logits.shape[1] == 1)
     flat = targets.reshape(-1) if targets.ndim <= 2 else targets
-    if single and len(flat) == number:
+    if is_single_logit(logits.shape) and len(flat) == number:
         negative = 0 if (flat == 0).any() else -1
         if not ((flat == 1) | (flat == negative)).all():
             found = sorted(set(flat.tolist()))[:5]
@@ -237,17 +234,7 @@ def _labels(logits: Tensor, targets: Any, number: int | None) -> tuple[Tensor, b
             raise ValueError(msg)
         return (flat == 1).to(logits.dtype), True
     whole = not targets.is_floating_point() and targets.dtype != torch.bool
-    if logits.ndim != 2 or targets.ndim != 1 or not whole:
-        msg = (
-            f"logits of shape (n, {', '.join(map(str, logits.shape[1:]))}) with {targets.dtype} "
-            f"targets of shape {tuple(targets.shape)} are no classifier; expected one logit and "
-            "labels -1, 1 or 0, 1, or (n, C) logits and n integer labels."
-        )
-        raise ValueError(msg)
-    if int(targets.min()) < 0 or int(targets.max()) >= logits.shape[1]:
-        msg = (
-            f"labels lie between {int(targets.min())} and {int(targets.max())}; expected 0 to "
-            f"{logits.shape[1] - 1}. Leave examples with ignored labels out of the data."
-        )
-        raise ValueError(msg)
+    shapes = tuple(logits.shape), tuple(targets.shape)
+    check_class_shapes(*shapes, dtype=targets.dtype, whole=whole)
+    check_class_range(int(targets.min()), int(targets.max()), logits.shape[1])
     return targets.to(torch.int64), False

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from specdens import eigsh
+from specdens.certificates.checks import check_basis_names
 from specdens_torch.gauss_newton import GaussNewton
 from specdens_torch.kronecker_factors import KroneckerFactors
 from specdens_torch.layerwise import Block, layerwise
@@ -57,10 +58,7 @@ def choose_bases(risk: Risk, basis: Any, num_eigenvectors: int) -> Bases:
         msg = f"basis returned {type(found).__qualname__}; expected a mapping by parameter name."
         raise TypeError(msg)
     names = risk.parameters.names
-    unknown = [name for name in found if name not in names]
-    if unknown:
-        msg = f"basis names {unknown}, which are none of the parameters that vary, {list(names)}."
-        raise ValueError(msg)
+    check_basis_names(found, names, "parameters")
     return {name: as_basis(found.get(name), name, risk.parameters) for name in names}
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from specdens import uniforms
+from specdens.arguments import checked_count, checked_seed
 from specdens_torch.evaluation import Evaluation
 from specdens_torch.guards import Totals
 from specdens_torch.jacobian import Jacobian
@@ -91,10 +92,7 @@ class Fisher(RiskMatrix):
         **options: Any,
     ) -> None:
         super().__init__(risk, loss, data, parameters, **options)
-        for name, value, least in (("num_samples", num_samples, 1), ("seed", seed, 0)):
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                msg = f"{name}={value!r} must be an integer of at least {least}."
-                raise ValueError(msg)
+        num_samples, seed = checked_count("num_samples", num_samples), checked_seed(seed)
         self.num_samples, self.seed = num_samples, seed
         self._first = 0  # place of this process's first term among those of all
         self._counted: tuple[Fingerprint, int, Totals] | None = None

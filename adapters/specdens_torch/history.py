@@ -13,6 +13,8 @@ from typing import Any, overload
 
 import numpy as np
 
+from specdens.arguments import checked_path
+
 _FORMAT = 1
 _VECTORS = ("eigenvalues", "residuals", "converged")
 _COUNTS = ("step", "num_products")
@@ -194,7 +196,11 @@ class SpectrumHistory(Sequence[SpectrumRecord]):
         ValueError
             If the file is damaged, holds something else, or was written by a newer version.
         """
-        text = Path(path).read_text(encoding="utf-8")
+        try:
+            text = checked_path("path", path).read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            msg = f"path={str(path)!r}: there is no such file."
+            raise FileNotFoundError(msg) from error
         try:
             content = json.loads(text)
             kind, version = content["kind"], int(content["format_version"])

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import operator
-from functools import reduce
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from specdens import Arithmetic, LinearOperator, VectorSpace, eigsh, kronecker, restrict
+from specdens import Arithmetic, LinearOperator, VectorSpace, restrict
+from specdens.gram import check_number
 from specdens.kronecker_structure import (
     Correspondence,
     KroneckerEigenpairs,
@@ -20,6 +19,12 @@ from specdens.kronecker_structure import (
     kronecker_eigenpairs,
     reshaped_rank_ratio,
 )
+from specdens.model_structure import (
+    check_weight_sharing,
+    factors_repr,
+    kronecker_sum,
+    largest_eigenpairs,
+)
 from specdens_torch.class_products import check_softmax
 from specdens_torch.kronecker_sums import Factors, FactorSums, add_squares, host
 from specdens_torch.layer_passes import LayerPasses
@@ -27,8 +32,6 @@ from specdens_torch.parameters import FlatParameters
 from specdens_torch.processes import Share
 from specdens_torch.risk import Risk
 from specdens_torch.state import Fingerprint
-
-_SHARING = ("expand", "reduce")
 
 
 class KroneckerFactors:
@@ -122,9 +125,7 @@ class KroneckerFactors:
         bias: bool = False,
         weight_sharing: str = "expand",
     ) -> None:
-        if weight_sharing not in _SHARING:
-            msg = f"weight_sharing={weight_sharing!r} must be one of {', '.join(_SHARING)}."
-            raise ValueError(msg)
+        check_weight_sharing(weight_sharing)
         if per_class and risk.processes is not None:
             msg = (
                 "per_class=True with a process_group: a process does not know the classes of the "
@@ -188,9 +189,8 @@ class KroneckerFactors:
 
     def _operator(self, dtype: torch.dtype) -> LinearOperator:
         factors = self._present()
-        own = factors.shares.nonzero().flatten().tolist() or [0]  # all is zero without weights
-        products = [kronecker(factors.lefts[c].to(dtype), factors.rights[c].to(dtype)) for c in own]
-        return self._ordered(reduce(operator.add, products))
+        shares, lefts, rights = host(factors.shares), factors.lefts, factors.rights
+        return self._ordered(kronecker_sum(shares, lefts, rights, lambda own: own.to(dtype)))
 
     def _ordered(self, matrix: LinearOperator) -> LinearOperator:
         return matrix if self._order is None else restrict(matrix, self._order)
@@ -222,12 +222,9 @@ class KroneckerFactors:
         if not self.per_class:
             found = kronecker_eigenpairs(*factors.bases, k)
             return found._replace(eigenvectors=self._columns(found.eigenvectors))
-        if not 1 <= k <= self.space.dimension:
-            msg = f"k={k} must lie between 1 and {self.space.dimension}, the number of eigenvalues."
-            raise ValueError(msg)
-        result = eigsh(self._operator(factors.left.dtype), k)
-        vectors = result.eigenvectors.flip(1).to(self.space.dtype)
-        return KroneckerEigenpairs(result.eigenvalues[::-1].copy(), vectors, None)
+        check_number(k, self.space.dimension)
+        found = largest_eigenpairs(self._operator(factors.left.dtype), k)
+        return found._replace(eigenvectors=found.eigenvectors.to(self.space.dtype))
 
     def corrected(self) -> CorrectedKronecker:
         r"""Return the matrix with the same Kronecker eigenvectors and the best eigenvalues.
@@ -326,9 +323,8 @@ class KroneckerFactors:
         return Factors.of(vector, self.shape, totals.weight if self.risk.divides else 1.0)
 
     def __repr__(self) -> str:
-        kind = ("per class, " if self.per_class else "") + ("with bias, " if self.bias else "")
         weight = max(self.parameters.shapes.values(), key=len)
-        return f"KroneckerFactors({self.layer!r}, {kind}{' x '.join(map(str, weight))})"
+        return factors_repr(self.layer, self.per_class, self.bias, weight)
 
 
 class CorrectedKronecker(Arithmetic):

@@ -156,6 +156,11 @@ def labels_of(labels: Any) -> Tensor:
 
 def following(labels: Tensor) -> Tensor:
     """Return at each position the label of the next one; after the last one there is none."""
+    if labels.ndim < 2:
+        msg = (
+            f"labels have shape {tuple(labels.shape)}; expected (N, T), T labels in each of N rows."
+        )
+        raise ValueError(msg)
     return F.pad(labels, (0, 1), value=IGNORED)[:, 1:]
 
 

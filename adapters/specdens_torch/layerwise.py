@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from specdens import Arithmetic, SpectralMeasure, VectorSpace, slq
+from specdens.arguments import checked_choice
 from specdens_torch.linearized import RiskMatrix
 from specdens_torch.parameters import FlatParameters
 from specdens_torch.risk import Risk
@@ -152,14 +153,12 @@ def layerwise(
             "parameters of a risk, such as Hessian(risk)."
         )
         raise TypeError(msg)
-    rules: dict[Any, Callable[[str], str | None]] = {
+    rules: dict[str, Callable[[str], str | None]] = {
         "parameter": lambda name: name,
         "module": lambda name: name.rpartition(".")[0],
     }
-    rule = by if callable(by) else rules.get(by)
-    if rule is None:
-        msg = f"by={by!r} is unknown; expected 'parameter', 'module' or a function of names."
-        raise ValueError(msg)
+    advice = "or a function of names"
+    rule = by if callable(by) else rules[checked_choice("by", by, rules, advice)]
     groups: dict[str, list[str]] = {}
     for name in operator.parameters.names:
         key = rule(name)

@@ -8,11 +8,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from specdens.certificates import Certificate, PacBayesResult, PriorGrid, certificate
+from specdens.certificates.checks import check_counts, check_delta, check_positive, check_refresh
+from specdens.certificates.fitting import Objective, Schedule, smallest_scale
 from specdens_torch.classifier import Classifier, check_prior
 from specdens_torch.curvature_bases import choose_bases
 from specdens_torch.posterior import (
@@ -26,7 +27,6 @@ from specdens_torch.risk import Risk
 from specdens_torch.state import left_as_it_was
 
 BasisChoice = str | Mapping[str, Any] | Callable[[Risk], Mapping[str, Any]]
-_FIRST_SCALE = 1e-4  # of the smallest initial scale to the root mean square of the parameters
 
 
 def pac_bayes(
@@ -143,18 +143,14 @@ def pac_bayes(
     >>> round(result.confidence, 3)
     0.965
     """
-    _check_type(risk)
-    _check_positive(learning_rate=learning_rate, prior_scale=prior_scale)
-    _check_counts(
-        epochs=epochs,
-        batch_size=batch_size,
-        num_monte_carlo=num_monte_carlo,
-        num_eigenvectors=num_eigenvectors,
-        refresh_every=1 if refresh_every is None else refresh_every,
-    )
-    _check_refresh(basis, refresh_every)
-    grid = grid or PriorGrid()
-    milestones = _milestones(drops, epochs)
+    if not isinstance(risk, Risk):
+        msg = f"risk has type {type(risk).__qualname__}; expected a Risk on the training data."
+        raise TypeError(msg)
+    check_positive("prior_scale", prior_scale)
+    check_delta("delta", delta)
+    check_counts(num_monte_carlo=num_monte_carlo, num_eigenvectors=num_eigenvectors)
+    schedule = Schedule(epochs, learning_rate, batch_size, drops, refresh_every)
+    check_refresh(basis, refresh_every)
     devices = {p.device for p in risk.model.parameters()}
     undisturbed = left_as_it_was(risk.model, devices, risk.source.generators, seed)
     with torch.inference_mode(False), torch.enable_grad(), undisturbed:
@@ -165,9 +161,10 @@ def pac_bayes(
             with _parameters_at(risk, mean):
                 return choose_bases(risk, basis, num_eigenvectors)
 
-        problem = _Problem(classifier, prior, grid, bases_at)
+        objective = Objective(grid or PriorGrid(), classifier.num_examples)
+        problem = _Problem(classifier, prior, objective, bases_at)
         training = _Training(problem, prior_scale, torch.Generator().manual_seed(seed))
-        history = training.run(epochs, learning_rate, milestones, batch_size, refresh_every)
+        history = schedule.run(training.epoch, training.refresh)
         posterior = training.posterior()
         found = training.certificate(num_monte_carlo, delta)
     return PacBayesResult(found, posterior, history)
@@ -179,23 +176,8 @@ class _Problem:
 
     classifier: Classifier
     prior: Tensor  # (n,)
-    grid: PriorGrid
+    objective: Objective
     bases_at: Callable[[Tensor], Bases]  # of the mean
-
-    def divergence(
-        self, mean: Tensor, log_scales: Tensor, log_prior: Tensor, counts: Tensor
-    ) -> Tensor:
-        """Return KL of the posterior from the prior."""
-        logs = 2 * (log_scales - log_prior)
-        apart = (mean - self.prior).square().sum() * torch.exp(-2 * log_prior)
-        return 0.5 * ((counts * (torch.exp(logs) - 1 - logs)).sum() + apart)
-
-    def complexity(self, kl: Tensor, log_prior: Tensor) -> Tensor:
-        """Return the square root in the objective."""
-        n, grid = self.classifier.num_examples, self.grid
-        index = grid.precision * (math.log(grid.largest) - 2 * log_prior)
-        cost = 2 * torch.log(index) + grid.cost(1, n)
-        return torch.sqrt((kl + cost) / (2 * (n - 1)))
 
 
 class _Training:
@@ -203,46 +185,55 @@ class _Training:
 
     def __init__(self, problem: _Problem, prior_scale: float, generator: torch.Generator) -> None:
         self.problem, self.generator = problem, generator
-        parameters = problem.classifier.risk.parameters
+        parameters, objective = problem.classifier.risk.parameters, problem.objective
         self.mean = parameters.ravel().to(problem.prior.dtype)
         self.bases = problem.bases_at(self.mean)
         parts = [self.mean[place] for place in parameters.slices.values()]
         blocks = zip(self.bases.values(), parts, strict=True)
         lengths = torch.cat([basis.lengths(part) for basis, part in blocks])
-        floor = _FIRST_SCALE * float(self.mean.square().mean().sqrt()) or _FIRST_SCALE
+        floor = smallest_scale(float(self.mean.square().mean().sqrt()))
         self.log_scales = lengths.clamp(min=floor).log()
-        # The prior's index in its grid is at least 1.
-        self.most = 0.5 * math.log(problem.grid.variance(1))
-        self.log_prior = torch.tensor(min(math.log(prior_scale), self.most)).to(self.mean)
-        for variable in (self.mean, self.log_scales, self.log_prior):
-            variable.requires_grad_()
-
-    def run(
-        self,
-        epochs: int,
-        learning_rate: float,
-        milestones: Sequence[int],
-        batch_size: int,
-        refresh_every: int | None,
-    ) -> dict[str, np.ndarray]:
-        """Minimize, and return the history."""
+        self.log_prior = torch.tensor(objective.first_log_prior(prior_scale)).to(self.mean)
         variables = [self.mean, self.log_scales, self.log_prior]
-        optimizer = torch.optim.RMSprop(variables, lr=learning_rate, alpha=0.9)
-        schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, milestones, gamma=0.1)
-        rows = []
-        for epoch in range(epochs):
-            if refresh_every is not None and epoch > 0 and epoch % refresh_every == 0:
-                self._refresh(optimizer)
-            rows.append(self._epoch(optimizer, batch_size))
-            schedule.step()
-            if not np.isfinite(rows[-1]).all():
-                msg = (
-                    f"learning_rate={learning_rate} makes the optimization diverge in epoch "
-                    f"{epoch}; pass a smaller one."
-                )
-                raise ValueError(msg)
-        names = ("surrogate", "kl", "prior_variance", "objective")
-        return dict(zip(names, np.array(rows).T.copy(), strict=True))
+        for variable in variables:
+            variable.requires_grad_()
+        self.optimizer = torch.optim.RMSprop(variables, alpha=0.9)
+
+    def epoch(self, rate: float, batch_size: int) -> list[float]:
+        """Take a step for each batch, and return averages of what the objective was made of."""
+        problem, objective = self.problem, self.problem.objective
+        classifier = problem.classifier
+        self.optimizer.param_groups[0]["lr"] = rate
+        counts = torch.cat([basis.multiplicities for basis in self.bases.values()]).to(self.mean)
+        total = self.mean.detach().new_zeros(4)
+        order = torch.randperm(classifier.num_examples, generator=self.generator)
+        for chosen in torch.split(order, batch_size):
+            normal = normal_numbers(self.mean, self.generator)
+            noise = rotated_noise(self.bases, self.log_scales.exp(), normal)
+            surrogate = classifier.surrogate(self.mean + noise, chosen)
+            kl = objective.divergence(
+                self.mean, self.log_scales, self.log_prior, problem.prior, counts
+            )
+            value = surrogate + objective.complexity(kl, self.log_prior)
+            self.optimizer.zero_grad()
+            torch.autograd.backward(value)
+            self.optimizer.step()
+            with torch.no_grad():
+                self.log_prior.clamp_(max=objective.largest_log_prior)
+                variance = torch.exp(2 * self.log_prior)
+                row = torch.stack([surrogate.detach(), kl.detach(), variance, value.detach()])
+                total += row * (len(chosen) / classifier.num_examples)
+        return total.tolist()
+
+    def refresh(self) -> None:
+        """Make the basis anew; average what RMSprop knows, as coordinates have other meanings."""
+        with torch.no_grad():
+            bases = self.problem.bases_at(self.mean.detach())
+            scales = transferred(self.bases, self.log_scales.exp(), bases)
+            self.log_scales.copy_(scales.log())
+            squares = self.optimizer.state[self.log_scales]["square_avg"]
+            squares.fill_(squares.mean())
+        self.bases = bases
 
     def posterior(self) -> GaussianPosterior:
         """Return what the variables stand for now."""
@@ -261,43 +252,12 @@ class _Training:
             mean.cpu().double().numpy(),
             posterior.scales.cpu().double().numpy(),
             problem.prior.cpu().double().numpy(),
-            min(math.exp(2 * self.log_prior.item()), problem.grid.variance(1)),
+            math.exp(2 * self.log_prior.item()),
             classifier.num_examples,
             multiplicities=posterior.multiplicities.numpy(),
-            grid=problem.grid,
+            grid=problem.objective.grid,
             delta=delta,
         )
-
-    def _epoch(self, optimizer: torch.optim.Optimizer, batch_size: int) -> list[float]:
-        problem, classifier = self.problem, self.problem.classifier
-        counts = torch.cat([basis.multiplicities for basis in self.bases.values()]).to(self.mean)
-        total = self.mean.detach().new_zeros(4)
-        order = torch.randperm(classifier.num_examples, generator=self.generator)
-        for chosen in torch.split(order, batch_size):
-            normal = normal_numbers(self.mean, self.generator)
-            noise = rotated_noise(self.bases, self.log_scales.exp(), normal)
-            surrogate = classifier.surrogate(self.mean + noise, chosen)
-            kl = problem.divergence(self.mean, self.log_scales, self.log_prior, counts)
-            objective = surrogate + problem.complexity(kl, self.log_prior)
-            optimizer.zero_grad()
-            torch.autograd.backward(objective)
-            optimizer.step()
-            with torch.no_grad():
-                self.log_prior.clamp_(max=self.most)
-                variance = torch.exp(2 * self.log_prior)
-                row = torch.stack([surrogate.detach(), kl.detach(), variance, objective.detach()])
-                total += row * (len(chosen) / classifier.num_examples)
-        return total.tolist()
-
-    def _refresh(self, optimizer: torch.optim.Optimizer) -> None:
-        """Make the basis anew; average what RMSprop knows, as coordinates have other meanings."""
-        with torch.no_grad():
-            bases = self.problem.bases_at(self.mean.detach())
-            scales = transferred(self.bases, self.log_scales.exp(), bases)
-            self.log_scales.copy_(scales.log())
-            squares = optimizer.state[self.log_scales]["square_avg"]
-            squares.fill_(squares.mean())
-        self.bases = bases
 
 
 @contextmanager
@@ -316,40 +276,3 @@ def _parameters_at(risk: Risk, vector: Tensor) -> Iterator[None]:
         yield
     finally:
         assign(before)
-
-
-def _check_type(risk: Any) -> None:
-    if not isinstance(risk, Risk):
-        msg = f"risk has type {type(risk).__qualname__}; expected a Risk on the training data."
-        raise TypeError(msg)
-
-
-def _check_counts(**counts: Any) -> None:
-    for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            msg = f"{name}={count!r} must be a positive integer."
-            raise ValueError(msg)
-
-
-def _check_positive(**values: float) -> None:
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            msg = f"{name}={value} must be positive and finite."
-            raise ValueError(msg)
-
-
-def _milestones(drops: Sequence[int] | None, epochs: int) -> list[int]:
-    found = [epochs // 3, 2 * epochs // 3] if drops is None else list(drops)
-    if not all(isinstance(epoch, int) and epoch >= 0 for epoch in found):
-        msg = f"drops={drops!r} must be epochs, integers from 0."
-        raise ValueError(msg)
-    return found
-
-
-def _check_refresh(basis: BasisChoice, refresh_every: int | None) -> None:
-    if refresh_every is not None and (basis == "standard" or isinstance(basis, Mapping)):
-        msg = (
-            f"refresh_every={refresh_every} makes a basis anew, but this one never changes; pass "
-            "basis='kronecker', 'exact' or a function of the risk."
-        )
-        raise ValueError(msg)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -122,13 +122,15 @@ class FlatParameters:
         ------
         ValueError
             If a name is missing or unknown, or a block has the wrong shape.
+        TypeError
+            If a block is no tensor.
         """
         tensors = self._ordered(blocks)
+        width = self._width(tensors)
         present = [t for t in tensors if t is not None]
         dtype = self.space.dtype
         if present and promoted_dtype(present) != dtype:
             dtype = self.space.working_dtype
-        width = self._width(tensors)
         flat = torch.zeros((self.size, *width), dtype=dtype, device=self.space.device)
         for name, tensor in zip(self.names, tensors, strict=True):
             if tensor is not None:
@@ -152,7 +154,14 @@ class FlatParameters:
         ------
         ValueError
             If the first axis of `x` does not have length n.
+        TypeError
+            If `x` is no tensor.
         """
+        if not isinstance(x, Tensor):
+            msg = (
+                f"x has type {type(x).__qualname__}; expected a torch.Tensor of length {self.size}."
+            )
+            raise TypeError(msg)
         if x.ndim not in (1, 2) or x.shape[0] != self.size:
             msg = (
                 f"x has shape {tuple(x.shape)}; expected ({self.size},) or ({self.size}, k), one "
@@ -188,7 +197,7 @@ class FlatParameters:
         >>> FlatParameters(nn.Linear(3, 2)).indices("weight")[1]
         array([3, 4, 5])
         """
-        if name not in self.slices:
+        if not isinstance(name, str) or name not in self.slices:
             msg = f"name={name!r} is none of the selected parameters {list(self.names)}."
             raise ValueError(msg)
         place = self.slices[name]
@@ -209,7 +218,7 @@ class FlatParameters:
                 )
                 raise ValueError(msg)
             return [blocks[name] for name in self.names]
-        tensors = list(blocks)
+        tensors = list(blocks) if isinstance(blocks, Iterable) else [blocks]
         if len(tensors) != len(self.names):
             msg = f"blocks has {len(tensors)} tensors; expected one for each of {list(self.names)}."
             raise ValueError(msg)
@@ -222,6 +231,10 @@ class FlatParameters:
             shape = self.shapes[name]
             if tensor is None:
                 continue
+            if not isinstance(tensor, Tensor):
+                kind = type(tensor).__qualname__
+                msg = f"the block of {name!r} has type {kind}; expected a tensor."
+                raise TypeError(msg)
             extra = tuple(tensor.shape[len(shape) :])
             if tuple(tensor.shape[: len(shape)]) != tuple(shape) or len(extra) > 1:
                 msg = (

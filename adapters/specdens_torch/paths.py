@@ -13,6 +13,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
+from specdens.arguments import checked_callable
 from specdens.line_path import LinePath, line_path
 from specdens_torch.data import DataSource
 from specdens_torch.evaluation import arguments_of, twice_differentiable
@@ -98,7 +99,8 @@ def along_line(
     first, last = (
         _flat(point, risk.parameters, name) for name, point in (("start", start), ("end", end))
     )
-    measure = quantity or risk_value
+    measure = risk_value if quantity is None else quantity
+    checked_callable("quantity", measure, "a function of a Risk")
 
     def value(alpha: float) -> np.ndarray:
         _assign(risk.parameters, (1 - alpha) * first + alpha * last)
@@ -112,7 +114,7 @@ def along_line(
 
 def _check_statistics(risk: Risk, statistics: str) -> None:
     if statistics not in ("kept", "recomputed"):
-        msg = f"statistics={statistics!r} must be 'kept' or 'recomputed'."
+        msg = f"statistics={statistics!r} is unknown; expected 'kept' or 'recomputed'."
         raise ValueError(msg)
     if statistics == "kept":
         return
@@ -230,6 +232,9 @@ def population_statistics(model: nn.Module, data: Any) -> Iterator[None]:
 
 def _layers(model: nn.Module) -> Layers:
     """Return the batch-norm layers and their names."""
+    if not isinstance(model, nn.Module):
+        msg = f"model has type {type(model).__qualname__}; expected a torch.nn.Module."
+        raise TypeError(msg)
     layers: Layers = {m: name for name, m in model.named_modules() if isinstance(m, _BATCH_NORMS)}
     for layer, name in layers.items():
         if layer.running_mean is None or layer.running_var is None:

@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from specdens.certificates.checks import check_counts, check_orthonormal
+from specdens.certificates.fitting import between, matrix_shape, squared_overlap
 from specdens_torch.parameters import FlatParameters
 
 Bases = Mapping[str, "Basis"]
@@ -66,19 +68,20 @@ class KroneckerBasis:
 
     def noise(self, scales: Tensor, normal: Tensor) -> Tensor:
         """Return a draw, see `Basis`."""
-        return _between(self.left, self._matrix(scales * normal), self.right, False).reshape(-1)
+        return between(self.left, self._matrix(scales * normal), self.right).reshape(-1)
 
     def variances_of(self, covariance: Basis, variances: Tensor) -> Tensor:
         r"""Return :math:`(R \circ R)\, S^2\, (T \circ T)^\top`, R and T from the old to the new."""
         if not isinstance(covariance, KroneckerBasis):
             raise TypeError(_other_kind(self, covariance))
-        left = _overlap(self.left, covariance.left)
-        right = _overlap(self.right, covariance.right)
-        return _between(left, self._matrix(variances), right, False).reshape(-1)
+        left = squared_overlap(self.left, covariance.left)
+        right = squared_overlap(self.right, covariance.right)
+        return between(left, self._matrix(variances), right).reshape(-1)
 
     def lengths(self, x: Tensor) -> Tensor:
         """Return absolute coordinates, see `Basis`."""
-        return _between(self.left, self._matrix(x), self.right, True).reshape(-1).abs()
+        left, right = (None if q is None else q.T for q in (self.left, self.right))
+        return between(left, self._matrix(x), right).reshape(-1).abs()
 
     def deviation(self) -> float:
         """Return the deviation from orthonormal, see `Basis`."""
@@ -120,7 +123,7 @@ class DenseBasis:
             raise TypeError(_other_kind(self, covariance))
         k, old = self.vectors.shape[1], covariance.vectors.shape[1]
         rest = variances[old] if len(variances) > old else torch.zeros_like(variances[0])
-        squares = (self.vectors.T @ covariance.vectors).square()
+        squares = squared_overlap(self.vectors, covariance.vectors)
         mine = rest + squares @ (variances[:old] - rest)
         if len(self.vectors) == k:
             return mine
@@ -139,22 +142,6 @@ class DenseBasis:
     def deviation(self) -> float:
         """Return the deviation from orthonormal, see `Basis`."""
         return _deviation(self.vectors)
-
-
-def _between(left: Tensor | None, x: Tensor, right: Tensor | None, transposed: bool) -> Tensor:
-    """Return ``left @ x @ right.T``, or ``left.T @ x @ right``; None is the identity."""
-    if left is not None:
-        x = (left.T if transposed else left) @ x
-    if right is not None:
-        x = x @ (right if transposed else right.T)
-    return x
-
-
-def _overlap(new: Tensor | None, old: Tensor | None) -> Tensor | None:
-    """Return the squares of the entries of ``new.T @ old``."""
-    if new is None:
-        return None if old is None else old.square()
-    return (new.T if old is None else new.T @ old).square()
 
 
 def _deviation(vectors: Tensor | None) -> float:
@@ -193,8 +180,7 @@ def as_basis(value: Any, name: str, parameters: FlatParameters) -> Basis:
     """
     shape, place = parameters.shapes[name], parameters.slices[name]
     size = place.stop - place.start
-    rows = shape[0] if len(shape) else 1
-    columns = size // rows if rows else 0
+    rows, columns = matrix_shape(shape)
     kept = {"dtype": parameters.space.working_dtype, "device": parameters.space.device}
     basis: Basis
     if isinstance(value, np.ndarray):
@@ -227,13 +213,8 @@ def as_basis(value: Any, name: str, parameters: FlatParameters) -> Basis:
             "(U, V) or None."
         )
         raise TypeError(msg)
-    apart, tolerance = basis.deviation(), 30 * size**0.5 * torch.finfo(kept["dtype"]).eps
-    if not apart <= tolerance:
-        msg = (
-            f"basis of {name!r} is not orthonormal: an entry of Q^T Q differs from the identity by "
-            f"{apart:.2g}. KL is invariant under rotations only; use torch.linalg.qr or eigh."
-        )
-        raise ValueError(msg)
+    epsilon = torch.finfo(kept["dtype"]).eps
+    check_orthonormal(name, basis.deviation(), order=size, epsilon=epsilon, library="torch.linalg")
     return basis
 
 
@@ -278,9 +259,7 @@ class GaussianPosterior:
         ValueError
             If `num_samples` is not a positive integer.
         """
-        if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-            msg = f"num_samples={num_samples!r} must be a positive integer."
-            raise ValueError(msg)
+        check_counts(num_samples=num_samples)
         generator = torch.Generator().manual_seed(seed)
         draws = [
             self.mean + self.noise(normal_numbers(self.mean, generator)) for _ in range(num_samples)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from specdens.arguments import checked_count
 from specdens_torch.data import DataSource
 from specdens_torch.evaluation import Evaluation, accumulate
 from specdens_torch.guards import Totals, check_fixed_batches
@@ -136,10 +137,7 @@ class Risk:
         self.accumulation_dtype: torch.dtype = self._checked_accumulation(accumulate)
         if memory_budget is None:
             memory_budget = default_memory_budget(self.parameters.space.device)
-        if isinstance(memory_budget, bool) or not memory_budget > 0:
-            msg = f"memory_budget={memory_budget!r} must be a positive number of bytes."
-            raise ValueError(msg)
-        self.memory_budget = int(memory_budget)
+        self.memory_budget = checked_count("memory_budget", memory_budget, advice="it counts bytes")
         self.batch_statistics = bool(batch_statistics)
         if self.batch_statistics:
             check_fixed_batches(data)

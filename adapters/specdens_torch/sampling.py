@@ -105,7 +105,7 @@ def sample_classes(logits: Tensor, uniforms: Tensor) -> Tensor:
 def _tensor(outputs: Any) -> Tensor:
     logits = logits_of(outputs)
     if logits is None:
-        msg = f"outputs have type {type(outputs).__qualname__}; expected a tensor or logits."
+        msg = f"outputs have type {type(outputs).__qualname__}; expected a tensor, or logits."
         raise TypeError(msg)
     return logits
 

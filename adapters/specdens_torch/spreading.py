@@ -17,6 +17,7 @@ from specdens import (
     rademacher,
     sphere,
 )
+from specdens.arguments import checked_callable, checked_count
 from specdens_torch.guards import Totals
 from specdens_torch.processes import Processes, Share
 
@@ -95,10 +96,10 @@ def spread_probes(
     >>> spread_probes(specdens.slq, matrix, num_probes=4, process_group=None).num_probes
     4
     """
-    for name, count in (("num_probes", num_probes), ("block_size", block_size or 1)):
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            msg = f"{name}={count!r} must be an integer of at least 1."
-            raise ValueError(msg)
+    checked_callable("estimator", estimator, "slq or kpm")
+    checked_count("num_probes", num_probes)
+    if block_size is not None:
+        checked_count("block_size", block_size)
     if getattr(getattr(A, "risk", None), "processes", None) is not None:
         msg = (
             f"A={A!r} adds up over processes already, which must therefore all multiply the same "

@@ -110,7 +110,10 @@ class TangentKernel(Arithmetic):
 
             self._first, number = self.risk.places("outputs", count)
             if not number:
-                msg = "the loss depends on no output that the selected parameters change."
+                msg = (
+                    "the loss depends on no output that the selected parameters change; select "
+                    "others with parameters=."
+                )
                 raise ValueError(msg)
             own = self.parameters.space
             # A process without data knows no outputs; they are as wide as the parameters.

@@ -11,6 +11,14 @@ import torch
 from torch import Tensor
 
 from specdens import EigenResult, LinearOperator, eigsh, energy_in, subspace_overlap
+from specdens.arguments import (
+    checked_count,
+    checked_integer,
+    checked_nonnegative,
+    checked_number,
+    checked_positive,
+    checked_seed,
+)
 from specdens_torch.history import SpectrumHistory, SpectrumRecord
 from specdens_torch.linearized import RiskMatrix
 from specdens_torch.risk import gradient
@@ -107,22 +115,23 @@ class SpectrumTracker:
             )
             raise TypeError(msg)
         if operator.space.backend.name != "torch":
-            msg = f"operator has vectors of {operator.space.backend.name}; expected those of torch."
+            msg = (
+                f"operator has vectors of {operator.space.backend.name}; expected those of torch, "
+                "as specdens.on_backend(A, 'torch') makes them."
+            )
             raise TypeError(msg)
         counts = {"num_eigenvalues": num_eigenvalues, "every": every, "max_products": max_products}
         for name, value in counts.items():
-            if not isinstance(value, int) or isinstance(value, bool):
-                msg = f"{name}={value!r} must be an integer."
-                raise TypeError(msg)
-            if value < 1:
-                msg = f"{name}={value} must be at least 1."
-                raise ValueError(msg)
+            checked_count(name, value)
+        if block_size is not None:
+            checked_count("block_size", block_size)
+        checked_nonnegative("tol", tol, "it is relative to the norm")
+        checked_seed(seed)
         self.operator = operator
         self.num_eigenvalues, self.every, self.max_products = num_eigenvalues, every, max_products
         self.tol, self.block_size, self.seed = tol, block_size, seed
-        if max_overhead is not None and not max_overhead > 0:
-            msg = f"max_overhead={max_overhead!r} must be above 0, or None."
-            raise ValueError(msg)
+        if max_overhead is not None:
+            checked_positive("max_overhead", max_overhead, "None sets no limit")
         self.max_overhead = max_overhead
         self._began: float | None = None  # when `update` was first called
         self._tracking = 0.0  # seconds of measurements since then
@@ -188,6 +197,7 @@ class SpectrumTracker:
         TypeError
             If the stability of the optimizer is not known.
         """
+        step = checked_integer("step", step)
         if self._records and step <= self._records[-1].step:
             msg = f"step={step} must lie beyond the last record, step {self._records[-1].step}."
             raise ValueError(msg)
@@ -198,7 +208,7 @@ class SpectrumTracker:
         norm, energy = self._gradient_in(vectors)
         last = self.eigenvectors
         record = SpectrumRecord(
-            step=int(step),
+            step=step,
             eigenvalues=pairs.eigenvalues[::-1].copy(),
             residuals=pairs.residuals[::-1].copy(),
             converged=pairs.converged[::-1].copy(),
@@ -246,7 +256,7 @@ class SpectrumTracker:
         try:
             records = list(SpectrumHistory.of_rows(state["records"]))
             vectors = state["eigenvectors"]
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, IndexError) as error:
             msg = f"state is not what SpectrumTracker.state_dict returns ({error!r})."
             raise ValueError(msg) from error
         space = self.operator.space
@@ -334,11 +344,11 @@ def stability_edge(learning_rate: float | torch.optim.Optimizer) -> float:
     27.0
     """
     if not isinstance(learning_rate, torch.optim.Optimizer):
-        return _edge(float(learning_rate))
+        return _edge(checked_number("learning_rate", learning_rate))
     if not isinstance(learning_rate, torch.optim.SGD):
         msg = (
-            f"learning_rate is a {type(learning_rate).__qualname__}, whose edge is not that of the "
-            "operator's own eigenvalues; pass a torch.optim.SGD, a number, or None."
+            f"learning_rate has type {type(learning_rate).__qualname__}, whose edge is not that of "
+            "the operator's own eigenvalues; pass a torch.optim.SGD, a number, or None."
         )
         raise TypeError(msg)
     names = ("lr", "momentum", "dampening", "weight_decay", "nesterov")

@@ -14,6 +14,7 @@ from sphinx.util import logging
 _logger = logging.getLogger(__name__)
 _SIZE = 18  # pixels, for text of 16
 ziamath.config.precision = 2
+ziamath.config.svg2 = False  # no symbols with ids, which formulas of one page would share
 
 
 def _has_lines(tex: str) -> bool:

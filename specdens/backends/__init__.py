@@ -17,6 +17,8 @@ from typing import Any, TypeAlias, TypeVar
 import array_api_compat as compat
 import numpy as np
 
+from specdens.arguments import checked_choice
+
 Array: TypeAlias = Any  # an array of any backend
 DType: TypeAlias = Any  # a dtype object of that backend
 Device: TypeAlias = Any  # a device object of that backend
@@ -102,15 +104,13 @@ def get_backend(name: str) -> Backend:
     >>> get_backend("numpy")
     Backend(numpy)
     """
-    if name not in _MODULES:
-        msg = f"backend={name!r} is unknown; choose one of {', '.join(_MODULES)}."
-        raise ValueError(msg)
+    checked_choice("backend", name, _MODULES)
     backend: Backend = importlib.import_module(f"specdens.backends.{name}").BACKEND
     return backend
 
 
-def backend_of(array: Array) -> Backend:
-    """Return the backend that `array` belongs to.
+def backend_of(array: Array, name: str = "array") -> Backend:
+    """Return the backend that `array` belongs to; errors call it `name`.
 
     Raises
     ------
@@ -122,11 +122,12 @@ def backend_of(array: Array) -> Backend:
     >>> backend_of(np.zeros(3)).name
     'numpy'
     """
-    for name, is_mine in _MODULES.items():
+    for library, is_mine in _MODULES.items():
         if is_mine(array):
-            return get_backend(name)
+            return get_backend(library)
+    kind = f"{type(array).__module__}.{type(array).__qualname__}".removeprefix("builtins.")
     msg = (
-        f"array has type {type(array).__module__}.{type(array).__qualname__}, which is not an "
+        f"{name} has type {kind}, which is not an "
         f"array of a known library ({', '.join(_MODULES)}); convert it with numpy.asarray first."
     )
     raise TypeError(msg)

@@ -1,11 +1,13 @@
 """The JAX backend: the arithmetic between two products is compiled.
 
 The device of a space may be a `jax.sharding.NamedSharding`, which says how arrays (n, k) lie on the
-devices of a mesh.
+devices of a mesh. Meshes with explicit axes (what `jax.make_mesh` makes) want a sharding named at
+every contraction; compiled functions run on the same mesh with automatic axes instead.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from types import ModuleType
 from typing import Any, cast
@@ -13,7 +15,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from specdens.backends import Backend
 
@@ -91,10 +93,58 @@ def _zeros(shape: Any, dtype: Any = None, *, device: Any = None) -> jax.Array:
     return jnp.zeros(shape, dtype, device=layout(device, shape))
 
 
+def _jit(function: Any) -> Any:
+    """Compile a pure function of arrays, on meshes of any kind of axes."""
+    compiled = jax.jit(function)
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> Any:
+        meshes = {mesh for mesh in map(_mesh_of, arguments) if mesh is not None}
+        explicit = [mesh for mesh in meshes if mesh != _automatic(mesh)]
+        if not explicit and not (meshes and _context_is_explicit()):
+            return compiled(*arguments)
+        with jax.set_mesh(_automatic(next(iter(meshes)))):
+            results = compiled(*(_moved(x, _automatic) for x in arguments))
+        if len(explicit) < len(meshes):
+            return results
+        return jax.tree.map(lambda x: _moved(x, lambda _: explicit[0]), results)
+
+    return call
+
+
+def _mesh_of(x: Any) -> Any:
+    """Return the mesh an array lies on, None if it is on one device or being traced."""
+    if not isinstance(x, jax.Array) or isinstance(x, jax.core.Tracer):
+        return None
+    return x.sharding.mesh if isinstance(x.sharding, NamedSharding) else None
+
+
+def _automatic(mesh: Any) -> Any:
+    """Return the same mesh, with axes for which the compiler decides how results lie."""
+    types = (jax.sharding.AxisType.Auto,) * len(mesh.axis_names)
+    if mesh.axis_types == types:
+        return mesh
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=types)
+
+
+def _context_is_explicit() -> bool:
+    """Tell whether the caller has set a mesh with explicit axes for all that is computed."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return any(kind != jax.sharding.AxisType.Auto for kind in mesh.axis_types)
+
+
+def _moved(x: Any, to: Any) -> Any:
+    """Return an array on the mesh ``to(mesh)`` of the same devices, without a copy."""
+    mesh = _mesh_of(x)
+    if mesh is None or to(mesh) == mesh:
+        return x
+    shards = [shard.data for shard in x.addressable_shards]
+    sharding = NamedSharding(to(mesh), x.sharding.spec)
+    return jax.make_array_from_single_device_arrays(x.shape, sharding, shards)
+
+
 # jax.numpy, except that a sharding as device means the same for arrays of all shapes.
 _namespace = ModuleType("jax.numpy")
 _namespace.__dict__.update(vars(jnp), zeros=_zeros)
 
-BACKEND = Backend(
-    name="jax", xp=_namespace, from_numpy=_from_numpy, to_numpy=_to_numpy, jit=jax.jit
-)
+BACKEND = Backend(name="jax", xp=_namespace, from_numpy=_from_numpy, to_numpy=_to_numpy, jit=_jit)

@@ -92,7 +92,7 @@ def _three_term(
     kernels = _takes(q, q_prev, product)
     if kernels is None:
         return NotImplemented
-    sums = np.empty((kernels.PARTS, q.shape[1]))
+    sums, beta = np.empty((kernels.PARTS, q.shape[1])), np.ascontiguousarray(beta)
     if overwrite:
         kernels.three_term_into(product, q, q_prev, beta, sums)
         return product, sums.sum(axis=0)
@@ -155,6 +155,7 @@ def _csr_three_term(matrix: Any, q: np.ndarray, q_prev: np.ndarray, beta: np.nda
     if kernels is None or q.dtype != matrix.dtype:
         return NotImplemented
     w, sums = _recycler.empty_like(q), np.empty((kernels.PARTS, q.shape[1]))
+    beta = np.ascontiguousarray(beta)  # one kind of array, one compilation
     csr = matrix.indptr, matrix.indices, matrix.data
     kernels.csr_three_term(*csr, q, q_prev, beta, w, sums)
     return w, sums.sum(axis=0)

@@ -16,12 +16,21 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize_scalar
 
+from specdens.arguments import (
+    checked_choice,
+    checked_count,
+    checked_number,
+    checked_numbers,
+    checked_positive,
+    checked_probabilities,
+)
 from specdens.laws.distances import goodness_of_fit
-from specdens.laws.samples import Masses, masses, probabilities
+from specdens.laws.samples import Masses, masses
 from specdens.measure import SpectralMeasure
 
 #: Fits by quantiles use these of the bulk: what lies outside, up to a twentieth, moves nothing.
 _LEVELS = np.linspace(0.05, 0.95, 37)
+_METHODS = ("quantiles", "moments")
 
 
 class _EdgeLaw(ABC):
@@ -59,7 +68,7 @@ class _EdgeLaw(ABC):
 
     def cdf(self, x: ArrayLike) -> np.ndarray:
         """Return the mass up to and including `x`, an atom at zero with it."""
-        x = np.asarray(x, dtype=np.float64)
+        x = checked_numbers("x", x)
         below = 1 - self._mass_above(self._angle(x))
         low, high = self.support
         outside = np.where(x < low, self.atom * (x >= 0), 1.0)
@@ -73,7 +82,7 @@ class _EdgeLaw(ABC):
         ValueError
             If `q` does not lie between 0 and 1.
         """
-        q = probabilities(q)
+        q = checked_probabilities("q", q)
         low, high = self.support
         half = self._angle_of_quantile(q) / 2
         x = low * np.sin(half) ** 2 + high * np.cos(half) ** 2
@@ -81,7 +90,7 @@ class _EdgeLaw(ABC):
 
     def mean_up_to(self, q: ArrayLike) -> np.ndarray:
         """Return the integral of the quantile function from 0 to `q`; the mean for ``q=1``."""
-        angles = self._angle_of_quantile(probabilities(q))
+        angles = self._angle_of_quantile(checked_probabilities("q", q))
         return self._mean_above(np.asarray(np.pi)) - self._mean_above(angles)
 
 
@@ -118,8 +127,8 @@ class Semicircle(_EdgeLaw):
     center: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_positive(radius=self.radius)
-        if not np.isfinite(self.center):
+        checked_positive("radius", self.radius)
+        if not np.isfinite(checked_number("center", self.center)):
             msg = f"center={self.center} must be finite."
             raise ValueError(msg)
 
@@ -135,13 +144,13 @@ class Semicircle(_EdgeLaw):
 
     def pdf(self, x: ArrayLike) -> np.ndarray:
         """Return the density at `x`, 0 outside the support."""
-        z = (np.asarray(x, dtype=np.float64) - self.center) / self.radius
+        z = (checked_numbers("x", x) - self.center) / self.radius
         inside = np.clip((1 - z) * (1 + z), 0, None)
         return 2 / (np.pi * self.radius) * np.sqrt(inside)
 
     def moment(self, order: int) -> float:
         """Return the mean of ``x ** order``."""
-        half, order = self.radius / 2, _check_order(order)
+        half, order = self.radius / 2, checked_count("order", order, 0)
         even = range(0, order + 1, 2)
         powers = {j: half**j * self.center ** (order - j) for j in even}
         return float(sum(comb(order, j) * _catalan(j // 2) * powers[j] for j in even))
@@ -182,7 +191,7 @@ class Semicircle(_EdgeLaw):
         2.0
         """
         sample = masses(source)
-        if _check_method(method) == "moments":
+        if checked_choice("method", method, _METHODS) == "moments":
             mean = float(sample.weights @ sample.values)
             variance = float(sample.weights @ (sample.values - mean) ** 2)
             return cls(_width(2 * np.sqrt(variance), sample), mean)
@@ -226,7 +235,8 @@ class MarchenkoPastur(_EdgeLaw):
     variance: float = 1.0
 
     def __post_init__(self) -> None:
-        _check_positive(ratio=self.ratio, variance=self.variance)
+        checked_positive("ratio", self.ratio)
+        checked_positive("variance", self.variance)
 
     @property
     def atom(self) -> float:  # type: ignore[override]
@@ -247,7 +257,7 @@ class MarchenkoPastur(_EdgeLaw):
 
     def pdf(self, x: ArrayLike) -> np.ndarray:
         """Return the density of the bulk at `x`; at zero it is infinite for ``ratio=1``."""
-        x = np.asarray(x, dtype=np.float64)
+        x = checked_numbers("x", x)
         low, high = self.support
         inside = (x >= low) & (x <= high) & (x > 0)
         at = np.where(inside, x, high)
@@ -256,7 +266,7 @@ class MarchenkoPastur(_EdgeLaw):
 
     def moment(self, order: int) -> float:
         """Return the mean of ``x ** order``, the atom included: a Narayana polynomial in ratio."""
-        if _check_order(order) == 0:
+        if checked_count("order", order, 0) == 0:
             return 1.0
         terms = (
             comb(order, r) * comb(order - 1, r) / (r + 1) * self.ratio**r for r in range(order)
@@ -311,7 +321,7 @@ class MarchenkoPastur(_EdgeLaw):
         (0.5, 1.0)
         """
         sample = masses(source)
-        if _check_method(method) == "moments":
+        if checked_choice("method", method, _METHODS) == "moments":
             mean = float(sample.weights @ sample.values)
             variance = float(sample.weights @ (sample.values - mean) ** 2)
             scale = _positive_scale(mean)
@@ -343,27 +353,6 @@ class MarchenkoPastur(_EdgeLaw):
 
 def _catalan(order: int) -> int:
     return comb(2 * order, order) // (order + 1)
-
-
-def _check_order(order: int) -> int:
-    if order != int(order) or order < 0:
-        msg = f"order={order} must be a nonnegative integer."
-        raise ValueError(msg)
-    return int(order)
-
-
-def _check_positive(**parameters: float) -> None:
-    for name, value in parameters.items():
-        if not 0 < value < np.inf:
-            msg = f"{name}={value} must be positive and finite."
-            raise ValueError(msg)
-
-
-def _check_method(method: str) -> str:
-    if method not in ("quantiles", "moments"):
-        msg = f"method={method!r} must be 'quantiles' or 'moments'."
-        raise ValueError(msg)
-    return method
 
 
 def _positive_scale(scale: float) -> float:

@@ -7,6 +7,7 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import ArrayLike
 
+from specdens.arguments import shown
 from specdens.laws.samples import masses
 from specdens.laws.tails import PowerLaw
 from specdens.measure import SpectralMeasure
@@ -66,6 +67,8 @@ def goodness_of_fit(source: SpectralMeasure | ArrayLike, law: Law) -> Fit:
     ------
     ValueError
         If no eigenvalue lies where the law does.
+    TypeError
+        If `law` is none, such as a class without its parameters.
 
     Notes
     -----
@@ -80,6 +83,10 @@ def goodness_of_fit(source: SpectralMeasure | ArrayLike, law: Law) -> Fit:
     >>> round(fit.kolmogorov_smirnov, 3)
     0.304
     """
+    if isinstance(law, type) or not hasattr(law, "mean_up_to"):
+        expected = "MarchenkoPastur, Semicircle or PowerLaw, from numbers or from fit"
+        msg = f"law={shown(law)} is no law; pass a {expected}."
+        raise TypeError(msg)
     sample = masses(source)
     if isinstance(law, PowerLaw):
         sample = sample.above(law.x_min)

@@ -37,6 +37,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.linalg import eigvalsh_tridiagonal
 
+from specdens.arguments import (
+    checked_choice,
+    checked_count,
+    checked_fraction,
+    checked_numbers,
+    checked_positive,
+    checked_seed,
+)
 from specdens.laws.bulk import MarchenkoPastur, Semicircle
 from specdens.laws.distances import goodness_of_fit
 from specdens.laws.samples import masses
@@ -127,6 +135,8 @@ def outlier_gap_test(
     ------
     ValueError
         If eigenvalues are not finite, not descending or too few, or an argument is out of range.
+    TypeError
+        If eigenvalues are complex or no numbers, or a count is not an integer.
 
     References
     ----------
@@ -141,6 +151,7 @@ def outlier_gap_test(
     2
     """
     _check_arguments(num_samples, edge, significance, beta)
+    checked_seed(seed)
     top = _checked(eigenvalues_descending, edge)
     least = 3 if bulk is None else 2
     if top.size < least:
@@ -150,9 +161,11 @@ def outlier_gap_test(
         )
         raise ValueError(msg)
     most = top.size - (2 if bulk is None else 1)
-    count = min(30, top.size // 2) if max_outliers is None else max_outliers
-    if not 1 <= count <= most:
-        msg = f"max_outliers={max_outliers} must lie between 1 and {most} for {top.size} values."
+    count = min(30, top.size // 2)
+    if max_outliers is not None:
+        count = checked_count("max_outliers", max_outliers)
+    if count > most:
+        msg = f"max_outliers={count} must be at most {most} for {top.size} usable eigenvalues."
         raise ValueError(msg)
     reference = 0
     if bulk is None:
@@ -162,7 +175,7 @@ def outlier_gap_test(
     elif edge == "airy":
         scale = _edge_scale(bulk)
     else:
-        msg = f"bulk was given: edge={edge!r} takes its scale from the gaps; leave bulk out."
+        msg = f"edge={edge!r} takes its scale from the gaps and not from a bulk; leave bulk out."
         raise ValueError(msg)
     p_values = np.zeros(count)
     for ensemble in ("gaussian", "laguerre") if edge == "airy" else ("exponential",):
@@ -239,8 +252,8 @@ def _laguerre(
 
 def _edge_scale(bulk: SpectralMeasure | ArrayLike) -> float:
     """Return s = (pi n A)^(-2/3) of the closer law, whose density is A sqrt(E - x) at its edge."""
+    sample = masses(bulk, "bulk")
     candidates: list[Semicircle | MarchenkoPastur] = [Semicircle.fit(bulk)]
-    sample = masses(bulk)
     if sample.values[0] >= 0:
         candidates.append(MarchenkoPastur.fit(bulk))
     law = min(candidates, key=lambda law: goodness_of_fit(bulk, law).kolmogorov_smirnov)
@@ -249,10 +262,7 @@ def _edge_scale(bulk: SpectralMeasure | ArrayLike) -> float:
 
 def _checked(eigenvalues: ArrayLike, edge: str) -> np.ndarray:
     """Return the eigenvalues above a null space, or their logarithms."""
-    if np.iscomplexobj(eigenvalues):
-        msg = "eigenvalues_descending are complex; those of a Hermitian operator are real."
-        raise TypeError(msg)
-    top = np.asarray(eigenvalues, dtype=np.float64)
+    top = checked_numbers("eigenvalues_descending", eigenvalues)
     if top.ndim != 1 or not np.isfinite(top).all() or (np.diff(top) > 0).any():
         msg = (
             f"eigenvalues_descending has shape {top.shape}; expected a list of finite numbers, "
@@ -266,12 +276,9 @@ def _checked(eigenvalues: ArrayLike, edge: str) -> np.ndarray:
 
 
 def _check_arguments(num_samples: int, edge: str, significance: float, beta: float) -> None:
-    if edge not in _EDGES:
-        msg = f"edge={edge!r} must be one of {', '.join(_EDGES)}."
-        raise ValueError(msg)
-    if not 0 < significance < 1:
-        msg = f"significance={significance} must lie between 0 and 1."
-        raise ValueError(msg)
+    checked_choice("edge", edge, _EDGES)
+    checked_fraction("significance", significance)
+    checked_count("num_samples", num_samples)
     if not (num_samples + 1) * significance >= 1:
         least = int(np.ceil(1 / significance)) - 1
         msg = (
@@ -279,6 +286,4 @@ def _check_arguments(num_samples: int, edge: str, significance: float, beta: flo
             f"take {least} at least."
         )
         raise ValueError(msg)
-    if not 0 < beta < np.inf:
-        msg = f"beta={beta} must be positive: 1 for real, 2 for complex Hermitian operators."
-        raise ValueError(msg)
+    checked_positive("beta", beta, "1 for real, 2 for complex Hermitian operators")

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
+from specdens.arguments import checked_numbers
 from specdens.measure import SpectralMeasure
 
 
@@ -39,13 +40,14 @@ class Masses(NamedTuple):
         kept = self.values >= threshold
         mass = float(self.weights[kept].sum())
         if not mass > 0:
-            msg = f"source has no eigenvalue from {threshold:.6g} on; its largest is lower."
+            largest = f"its largest is {self.values[-1]:.6g}"
+            msg = f"source has no eigenvalue from {threshold:.6g} on; {largest}."
             raise ValueError(msg)
         return Masses(self.values[kept], self.weights[kept] / mass, mass * self.dimension)
 
 
-def masses(source: SpectralMeasure | ArrayLike) -> Masses:
-    """Return the eigenvalues of `source` with their masses.
+def masses(source: SpectralMeasure | ArrayLike, name: str = "source") -> Masses:
+    """Return the eigenvalues of `source` with their masses; errors call it `name`.
 
     Values that rounding cannot tell from zero (below n times the double precision of the largest,
     or the resolution of the measure's rule) are zero. Of a measure with signed weights the running
@@ -61,7 +63,7 @@ def masses(source: SpectralMeasure | ArrayLike) -> Masses:
     ValueError
         If there are no eigenvalues, or some are not finite.
     TypeError
-        If they are complex.
+        If they are complex, or no numbers.
 
     Examples
     --------
@@ -74,17 +76,15 @@ def masses(source: SpectralMeasure | ArrayLike) -> Masses:
         dimension = source.dimension
         resolution = 0.0 if source.rule is None else source.rule.resolution
     else:
-        if np.iscomplexobj(source):
-            msg = "eigenvalues are complex; those of a Hermitian operator are real, pass .real."
-            raise TypeError(msg)
-        values = np.asarray(source, dtype=np.float64).ravel()
+        values = checked_numbers(name, source).ravel()
         dimension, resolution = values.size, 0.0
         weights = np.full(dimension, 1 / max(dimension, 1))
-    if values.size == 0 or not np.isfinite(values).all():
-        msg = f"eigenvalues: {values.size} of them, all finite; expected at least one, finite."
-        if values.size:
-            bad = int((~np.isfinite(values)).sum())
-            msg = f"eigenvalues: {bad} of {values.size} are NaN or Inf; remove their cause first."
+    if values.size == 0:
+        msg = f"{name} has no eigenvalues; expected at least one."
+        raise ValueError(msg)
+    bad = int((~np.isfinite(values)).sum())
+    if bad:
+        msg = f"{name} has {bad} of {values.size} eigenvalues that are NaN or Inf; drop them."
         raise ValueError(msg)
     rounding = dimension * np.finfo(np.float64).eps * np.abs(values).max()
     values = np.where(np.abs(values) <= max(rounding, resolution), 0.0, values)
@@ -92,18 +92,3 @@ def masses(source: SpectralMeasure | ArrayLike) -> Masses:
     cumulative = np.cumsum(np.bincount(positions, weights=weights))
     cumulative = np.maximum.accumulate(np.clip(cumulative, 0, None)) / cumulative[-1]
     return Masses(distinct, np.diff(np.minimum(cumulative, 1.0), prepend=0.0), dimension)
-
-
-def probabilities(q: ArrayLike) -> np.ndarray:
-    """Return `q` as an array of numbers between 0 and 1.
-
-    Raises
-    ------
-    ValueError
-        If one of them is not.
-    """
-    q = np.asarray(q, dtype=np.float64)
-    if not ((q >= 0) & (q <= 1)).all():
-        msg = f"q={q} must lie in [0, 1]."
-        raise ValueError(msg)
-    return q

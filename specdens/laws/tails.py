@@ -16,7 +16,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import erfc
 
-from specdens.laws.samples import Masses, masses, probabilities
+from specdens.arguments import (
+    checked_count,
+    checked_number,
+    checked_numbers,
+    checked_positive,
+    checked_probabilities,
+    checked_seed,
+)
+from specdens.laws.samples import Masses, masses
 from specdens.measure import SpectralMeasure
 
 
@@ -77,12 +85,10 @@ class PowerLaw:
     atom = 0.0
 
     def __post_init__(self) -> None:
-        if not 1 < self.alpha < np.inf:
+        if not 1 < checked_number("alpha", self.alpha) < np.inf:
             msg = f"alpha={self.alpha} must be above 1 and finite; otherwise p is no density."
             raise ValueError(msg)
-        if not 0 < self.x_min < np.inf:
-            msg = f"x_min={self.x_min} must be positive and finite."
-            raise ValueError(msg)
+        checked_positive("x_min", self.x_min)
 
     @property
     def support(self) -> tuple[float, float]:
@@ -91,32 +97,29 @@ class PowerLaw:
 
     def pdf(self, x: ArrayLike) -> np.ndarray:
         """Return the density at `x` of what lies from x_min on: it integrates to 1 there."""
-        z = np.asarray(x, dtype=np.float64) / self.x_min
+        z = checked_numbers("x", x) / self.x_min
         density = (self.alpha - 1) / self.x_min * np.maximum(z, 1.0) ** -self.alpha
         return np.where(z >= 1, density, 0.0)
 
     def cdf(self, x: ArrayLike) -> np.ndarray:
         """Return the part of the tail up to `x`."""
-        z = np.maximum(np.asarray(x, dtype=np.float64) / self.x_min, 1.0)
+        z = np.maximum(checked_numbers("x", x) / self.x_min, 1.0)
         return -np.expm1((1 - self.alpha) * np.log(z))
 
     def quantile(self, q: ArrayLike) -> np.ndarray:
         """Return x with the part `q` of the tail up to it; infinity for ``q=1``."""
         with np.errstate(divide="ignore"):
-            return self.x_min * np.exp(-np.log1p(-probabilities(q)) / (self.alpha - 1))
+            return self.x_min * np.exp(-np.log1p(-checked_probabilities("q", q)) / (self.alpha - 1))
 
     def moment(self, order: int) -> float:
         """Return the mean of ``x ** order``, infinite from ``order = alpha - 1`` on."""
-        if order != int(order) or order < 0:
-            msg = f"order={order} must be a nonnegative integer."
-            raise ValueError(msg)
-        left = self.alpha - 1 - order
+        left = self.alpha - 1 - checked_count("order", order, 0)
         return float((self.alpha - 1) / left * self.x_min**order) if left > 0 else np.inf
 
     def mean_up_to(self, q: ArrayLike) -> np.ndarray:
         """Return the integral of the quantile function from 0 to `q`."""
         with np.errstate(divide="ignore"):
-            remaining = -np.log1p(-probabilities(q))
+            remaining = -np.log1p(-checked_probabilities("q", q))
         exponent = (2 - self.alpha) / (self.alpha - 1)
         if exponent == 0:
             return self.x_min * remaining
@@ -207,11 +210,10 @@ class PowerLaw:
         ValueError
             If `num_samples` is below 1, or the law was not fitted.
         """
-        if num_samples < 1 or not np.isfinite(self.distance):
-            msg = (
-                f"num_samples={num_samples} must be at least 1, and distance={self.distance} that "
-                "of a fit; use PowerLaw.fit."
-            )
+        checked_count("num_samples", num_samples)
+        checked_seed(seed)
+        if not np.isfinite(self.distance):
+            msg = f"distance={self.distance}: this law was not fitted; use PowerLaw.fit."
             raise ValueError(msg)
         sample = masses(source)
         rng = np.random.default_rng(seed)
@@ -264,7 +266,8 @@ class PowerLaw:
         tail = masses(source).above(self.x_min)
         excess = float(tail.weights @ (tail.values - self.x_min))
         if tail.values.size < 2:
-            msg = f"source has one distinct eigenvalue from x_min={self.x_min:.6g} on; need two."
+            start = f"x_min={self.x_min:.6g}"
+            msg = f"source has one distinct eigenvalue from {start} on; two are needed."
             raise ValueError(msg)
         power = np.log(self.pdf(tail.values))
         exponential = -np.log(excess) - (tail.values - self.x_min) / excess
@@ -277,16 +280,16 @@ class PowerLaw:
 
 def _fitted(sample: Masses, x_min: float | None, min_tail: int, num_candidates: int) -> PowerLaw:
     """Return the fit of the tail from `x_min` on, or from the best of the candidates."""
+    checked_positive("min_tail", min_tail)
+    checked_count("num_candidates", num_candidates)
     positive = sample.values > 0
     if x_min is not None:
-        if not 0 < x_min < np.inf:
-            msg = f"x_min={x_min} must be positive and finite."
-            raise ValueError(msg)
+        checked_positive("x_min", x_min)
         positive = sample.values >= x_min
     values = sample.values[positive]
     weights = sample.weights[positive]
     if values.size < 2:
-        msg = f"source has {values.size} distinct positive eigenvalues in its tail; need two."
+        msg = f"source has {values.size} distinct positive eigenvalues in its tail; two are needed."
         raise ValueError(msg)
     above = np.cumsum(weights[::-1])[::-1]  # mass from each value on
     if x_min is not None:
@@ -315,7 +318,7 @@ def _candidates(sizes: np.ndarray, min_tail: int, num_candidates: int) -> np.nda
     """Return where tails may start, given how many eigenvalues each would have (descending)."""
     allowed = int((sizes >= min_tail * (1 - 1e-9)).sum())
     if allowed == 0:
-        msg = f"min_tail={min_tail}: the largest tail has {sizes.max():.3g} eigenvalues; lower it."
+        msg = f"min_tail={min_tail} exceeds the largest tail of {sizes.max():.3g}; lower it."
         raise ValueError(msg)
     if allowed <= num_candidates:
         return np.arange(allowed)

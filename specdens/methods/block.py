@@ -81,7 +81,7 @@ class BlockLanczos:
         w = xp.permute_dims(multiply(operator, xp.permute_dims(q, (1, 0))), (1, 0))
         with np.errstate(invalid="ignore", over="ignore"):  # told below, with advice
             m = space.to_numpy(do.inner(q, w))
-        check_finite(m, "the diagonal block", k)
+        check_finite(m, "<x, A x>", k)
         m = (m + m.conj().T) / 2
         # A new array, rows end to end in memory: the product itself may not be ours to change.
         w, product = do.combine(q, space.from_numpy(-m)), w
@@ -244,7 +244,7 @@ def orthonormalize(
     r = np.eye(w.shape[0])
     for _ in range(4):
         squares, u = np.linalg.eigh(space.to_numpy(do.inner(w, w)))
-        check_finite(squares, "a Gram matrix", -1)
+        check_finite(squares, "an inner product of A x")
         sigma = np.sqrt(np.maximum(squares, 0.0))
         if sigma[-1] == 0:
             return w, 0 * r

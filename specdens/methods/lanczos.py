@@ -75,10 +75,10 @@ class Lanczos:
 
         w, alpha = _three_term(operator, state, space.from_numpy(last_beta), do)
         alpha = space.to_numpy(alpha).astype(np.float64)
-        check_finite(alpha, "alpha", j)
+        check_finite(alpha, "<x, A x>", j)
         w, norm = do.subtract(w, state.q, space.from_numpy(alpha))
         norm = space.to_numpy(norm).astype(np.float64)
-        check_finite(norm, "beta", j)
+        check_finite(norm, "the norm of A x", j)
 
         alphas = np.concatenate([state.alphas, alpha[:, None]], axis=1)
         size = np.abs(np.concatenate([alphas, state.betas], axis=1)).max(axis=1)
@@ -150,12 +150,13 @@ def _three_term(
     return three_term(product, state.q, state.q_prev, beta)
 
 
-def check_finite(values: np.ndarray, name: str, step: int) -> None:
-    """Raise a ValueError that explains it if a coefficient of this step is not finite."""
+def check_finite(values: np.ndarray, name: str, step: int | None = None) -> None:
+    """Raise a ValueError that explains it if a number that a product gave is not finite."""
     if not np.isfinite(values).all():
         found = values[~np.isfinite(values)][0]
+        when = "" if step is None else f" of step {step + 1}"
         msg = (
-            f"operator @ x is not finite: {name} of step {step + 1} is {found}. Look for NaN or "
+            f"operator @ x is not finite: {name}{when} is {found}. Look for NaN or "
             "Inf in the matrix, or for overflow in its dtype."
         )
         raise ValueError(msg)

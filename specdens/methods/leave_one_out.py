@@ -259,7 +259,7 @@ def _kernels(space: VectorSpace) -> Kernels:
 def _pair(x: Array, y: Array, space: VectorSpace, do: Kernels) -> np.ndarray:
     """Return the inner products <x_i, y_j> of vectors in rows, on the host."""
     values = space.to_numpy(do.inner(x, y))
-    check_finite(values, "an inner product of A x", 0)
+    check_finite(values, "an inner product of A x")
     return values
 
 
@@ -268,7 +268,7 @@ def _quadratic(x: Array, y: Array, space: VectorSpace) -> np.ndarray:
     xp = space.backend.xp
     x, y = (xp.astype(a, space.wide_dtype) for a in (x, y))
     values = space.to_numpy(_real(xp.sum(_conj(x, space) * y, axis=1), space)).astype(np.float64)
-    check_finite(values, "an inner product of A x", 0)
+    check_finite(values, "an inner product of A x")
     return values
 
 

@@ -208,7 +208,7 @@ def _orthogonalize(
     w, first = do.remove(w, z)
     first = space.to_numpy(first)
     with np.errstate(invalid="ignore", over="ignore"):
-        check_finite(first, "a coefficient", state.num_multiplied)
+        check_finite(first, "an inner product of A x", state.num_multiplied)
     w, r = orthonormalize(w, floor, space, do)
     w, second = do.remove(w, z)
     # A vector of which less than half is left was rounding error.

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from specdens.arguments import checked_positive, checked_seed
 from specdens.backends import Array, dtype_name
 from specdens.operators import aslinearoperator
 from specdens.probes import draw, sphere
@@ -44,8 +45,10 @@ def check_operator(A: Any, *, seed: int = 0, tolerance: float | None = None) -> 
     """
     A = aslinearoperator(A)  # noqa: N806
     space = A.space
+    checked_seed(seed)
     if tolerance is None:
         tolerance = 100 * space.precision * space.dimension**0.5
+    checked_positive("tolerance", tolerance, "it is relative to |A||x|")
     xp = space.backend.xp
     block = xp.astype(draw(sphere, space, seed, range(2)), space.dtype)
     x, y = block[:, 0], block[:, 1]
@@ -72,18 +75,6 @@ def check_operator(A: Any, *, seed: int = 0, tolerance: float | None = None) -> 
             abs(left - right) / norm,
             tolerance,
         )
-
-
-def check_count(name: str, value: int, least: int) -> None:
-    """Refuse what is not an integer of at least `least`.
-
-    Raises
-    ------
-    ValueError
-    """
-    if value != int(value) or value < least:
-        msg = f"{name}={value} must be an integer of at least {least}."
-        raise ValueError(msg)
 
 
 def _fail(what: str, measured: str, value: float, tolerance: float) -> None:

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from specdens.arguments import checked_count, checked_numbers, checked_positive, checked_seed, shown
 from specdens.laws import MarchenkoPastur
 from specdens.operators import FunctionOperator
 from specdens.spaces import LinearOperator, VectorSpace
-from specdens.testing.checks import check_count
 
 
 def hidden_layer_residual_eigenvalues(
@@ -59,14 +59,17 @@ def hidden_layer_residual_eigenvalues(
     >>> hidden_layer_residual_eigenvalues([[3.0], [5.0]], [[1], [0]], [[2.0], [7.0]], bias=False)
     array([-3.,  3.])
     """
-    x, slopes, e = (np.asarray(a, dtype=np.float64) for a in (inputs, active, errors))
+    x, slopes, e = (
+        checked_numbers(name, a)
+        for name, a in (("inputs", inputs), ("active", active), ("errors", errors))
+    )
     shapes = {"inputs": x.shape, "active": slopes.shape, "errors": e.shape}
     if (
         any(len(shape) != 2 for shape in shapes.values())
         or len({s[0] for s in shapes.values()}) > 1
     ):
         found = ", ".join(f"{name} {shape}" for name, shape in shapes.items())
-        msg = f"expected (n, d) inputs, (n, h) active and (n, C) errors of one n; found {found}."
+        msg = f"{found}: expected (n, d) inputs, (n, h) active and (n, C) errors of one n."
         raise ValueError(msg)
     num_examples, width = slopes.shape
     if bias:
@@ -144,7 +147,9 @@ class SpikedCovariance:
 
     def sample(self, seed: int = 0) -> np.ndarray:
         """Return Gaussian data, (T, n), one sample in each row, with mean zero."""
-        data = np.random.default_rng(seed).standard_normal((self.num_samples, self.dimension))
+        data = np.random.default_rng(checked_seed(seed)).standard_normal(
+            (self.num_samples, self.dimension)
+        )
         data *= np.sqrt(self.variance)
         data[:, : self.spikes.size] *= np.sqrt(self.spikes / self.variance)
         return data
@@ -203,15 +208,14 @@ def spiked_covariance(
     >>> model.eigenvalues.round(4), model.overlaps.round(4)
     (array([4.3333, 2.25  ]), array([0.8974, 0.    ]))
     """
-    if not 0 < variance < np.inf:
-        msg = f"variance={variance} must be positive and finite."
-        raise ValueError(msg)
-    levels = np.sort(np.atleast_1d(np.asarray(spikes, dtype=np.float64)))[::-1]
+    checked_positive("variance", variance)
+    levels = np.sort(np.atleast_1d(checked_numbers("spikes", spikes)))[::-1]
     if levels.ndim != 1 or not np.all((levels > variance) & (levels < np.inf)):
         msg = (
-            f"spikes={spikes!r} must be finite numbers above the variance {variance} of the noise."
+            f"spikes={shown(spikes)} must be finite numbers above variance={variance}, that of the "
+            "noise."
         )
         raise ValueError(msg)
-    check_count("num_samples", num_samples, 1)
-    check_count("dimension", dimension, levels.size + 1)
+    checked_count("num_samples", num_samples)
+    checked_count("dimension", dimension, levels.size + 1, "it is larger than the number of spikes")
     return SpikedCovariance(levels, int(num_samples), int(dimension), float(variance))

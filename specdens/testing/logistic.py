@@ -7,10 +7,15 @@ from functools import cached_property
 
 import numpy as np
 
+from specdens.arguments import (
+    checked_choice,
+    checked_count,
+    checked_fraction,
+    checked_nonnegative,
+)
 from specdens.backends import Array
 from specdens.operators import FunctionOperator
 from specdens.spaces import LinearOperator, VectorSpace
-from specdens.testing.checks import check_count
 
 #: The parts of the second moment of extended gradients that add up to it.
 PARTS = ("class", "cross", "equal", "within")
@@ -190,19 +195,12 @@ def multinomial_logistic_model(
     >>> eigsh(model.operator(), 6).eigenvalues.round(6)
     array([0.546875, 2.296875, 2.296875, 2.296875, 2.296875, 2.296875])
     """
-    check_count("num_classes", num_classes, 2)
-    check_count("dimension", dimension, num_classes)
-    if not 0 <= signal < np.inf:
-        msg = f"signal={signal} must be a finite number from 0 up."
-        raise ValueError(msg)
-    if not 0 < error < 1:
-        msg = f"error={error} must lie between 0 and 1; it is the probability of a wrong class."
-        raise ValueError(msg)
+    checked_count("num_classes", num_classes, 2)
+    checked_count("dimension", dimension, num_classes, "it is num_classes at least")
+    checked_nonnegative("signal", signal)
+    checked_fraction("error", error, "it is the probability of a wrong class")
     return MultinomialLogisticModel(int(num_classes), int(dimension), float(signal), float(error))
 
 
 def _checked_part(part: str) -> str:
-    if part not in PARTS:
-        msg = f"part={part!r} must be one of {', '.join(map(repr, PARTS))}, or None."
-        raise ValueError(msg)
-    return part
+    return checked_choice("part", part, PARTS, "None is the whole")

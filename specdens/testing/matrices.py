@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import ArrayLike
 
+from specdens.arguments import checked_count, checked_nonnegative, checked_numbers, checked_seed
 from specdens.backends import Array, backend_of
 from specdens.spaces import VectorSpace
 
@@ -21,15 +22,25 @@ def matrix_with_spectrum(eigenvalues: ArrayLike, *, seed: int = 0, like: Array =
         Library, device and dtype of the result; by default NumPy float64. Complex gives a complex
         Hermitian matrix.
 
+    Raises
+    ------
+    ValueError
+        If `eigenvalues` is empty, not one-dimensional or not finite.
+    TypeError
+        If they are no real numbers.
+
     Examples
     --------
     >>> A = matrix_with_spectrum([1.0, 2.0, 4.0])
     >>> np.linalg.eigvalsh(A).round(12)
     array([1., 2., 4.])
     """
-    values = np.asarray(eigenvalues, dtype=np.float64)
+    values = checked_numbers("eigenvalues", eigenvalues)
+    if values.ndim != 1 or not values.size or not np.isfinite(values).all():
+        msg = f"eigenvalues has shape {values.shape}; expected (n,), one or more, all finite."
+        raise ValueError(msg)
     space = None if like is None else VectorSpace.like(like)
-    rng = np.random.default_rng(seed)
+    rng = np.random.default_rng(checked_seed(seed))
     gaussian = rng.standard_normal((values.size, values.size))
     if space is not None and space.is_complex:
         gaussian = gaussian + 1j * rng.standard_normal((values.size, values.size))
@@ -59,5 +70,9 @@ def spiked_spectrum(
     ndarray of shape (dimension,)
         Ascending; the outliers are spaced geometrically from 0.1 to 50.
     """
-    bulk = bulk_width * np.random.default_rng(seed).standard_normal(dimension - num_outliers)
+    checked_count("dimension", dimension, checked_count("num_outliers", num_outliers, 0))
+    checked_nonnegative("bulk_width", bulk_width)
+    bulk = bulk_width * np.random.default_rng(checked_seed(seed)).standard_normal(
+        dimension - num_outliers
+    )
     return np.sort(np.concatenate([bulk, np.geomspace(0.1, 50, num_outliers)]))

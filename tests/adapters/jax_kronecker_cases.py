@@ -15,6 +15,13 @@ WEIGHTS = (1.0, 3.0, 0.5)
 CLASSES = 3
 
 
+@pytest.fixture(autouse=True)
+def doubles():
+    """Double precision, in every test of a module that imports it."""
+    with jax.enable_x64(True):
+        yield
+
+
 def numbers(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 
@@ -80,10 +87,20 @@ def batches(inputs, targets=LABELS, size=8):
     return [(jnp.asarray(inputs[i : i + size]), jnp.asarray(targets[i : i + size])) for i in cuts]
 
 
+def smoothed():
+    """Return the loss of `risk_of` and `Reference`."""
+    return CrossEntropy(class_weights=WEIGHTS, label_smoothing=0.1)
+
+
+def with_head(w, dtype=None):
+    """Return the parameters of a model whose layer has the weight `w`."""
+    return {"w": jnp.asarray(w, dtype), "v": jnp.asarray(HEAD, dtype)}
+
+
 def risk_of(name, loss=None, examples=slice(None), **options):
     model, w, inputs, *_ = CASES[name]
-    params = {"w": jnp.asarray(w), "v": jnp.asarray(HEAD)}
-    loss = CrossEntropy(class_weights=WEIGHTS, label_smoothing=0.1) if loss is None else loss
+    params = with_head(w)
+    loss = smoothed() if loss is None else loss
     return Risk(model, loss, params, batches(inputs[examples], LABELS[examples]), **options)
 
 
@@ -95,13 +112,20 @@ def dense(operator):
     return np.asarray(operator @ jnp.eye(operator.space.dimension, dtype=operator.space.dtype))
 
 
+def assert_factors(factors, expected, atol=1e-12):
+    """Compare both factors with those of a `Reference`, or of other factors."""
+    left, right = expected
+    np.testing.assert_allclose(factors.left, left, atol=atol)
+    np.testing.assert_allclose(factors.right, right, atol=atol)
+
+
 @functools.cache
 class Reference:
     """M (N, S, m, S, m) and x (N, S, d) of every example, and weights, from dense derivatives."""
 
     def __init__(self, name):
         model, w, inputs, rows, shape, _ = CASES[name]
-        params = {"w": jnp.asarray(w), "v": jnp.asarray(HEAD)}
+        params = with_head(w)
         kept, own = LABELS >= 0, np.array(WEIGHTS)
         soft = 0.9 * np.eye(CLASSES)[LABELS * kept] * own[LABELS * kept, None] + 0.1 / 3 * own
 

@@ -1,5 +1,7 @@
 """Tests that need eight devices, which `test_jax_sharding.py` runs in a process that has them."""
 
+from contextlib import nullcontext
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,7 +9,15 @@ import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 import specdens_jax
-from specdens import eigsh, kpm, restrict, slq
+from specdens import (
+    FunctionOperator,
+    VectorSpace,
+    eigsh,
+    kpm,
+    project_out,
+    restrict,
+    slq,
+)
 from specdens.testing import check_operator
 from specdens_jax import CrossEntropy, FlatParameters, Hessian, Risk, layerwise
 from specdens_jax.risk import new_total
@@ -229,6 +239,41 @@ def test_meshes_with_explicit_axes(layout):
     expected = Hessian(one()) @ jnp.asarray(x)
     assert_same(there @ there.space.from_numpy(x), expected)
     assert_same(there @ jax.device_put(x, on(("x",), AxisType.Explicit)), expected)
+
+
+def test_projections_on_meshes_with_explicit_axes():
+    """Columns and vectors of a mesh with explicit axes, also where the operator's are others."""
+    columns, x = vectors(1600, 3), vectors(1600, 2)[::-1].copy()
+    expected = project_out(Hessian(one()), jnp.asarray(columns)) @ jnp.asarray(x)
+    divided = on(("x",), AxisType.Explicit)
+    laid_columns, laid_x = jax.device_put((columns, x), divided)
+    there = project_out(Hessian(many("examples vectors", kind=AxisType.Explicit)), laid_columns)
+    assert_same(there @ laid_x, expected)
+    assert_same(there @ there.space.from_numpy(x), expected)
+    values = jax.device_put(np.linspace(-1, 2, 1600), divided)
+    operator = FunctionOperator(lambda x: (values * x.T).T, VectorSpace.like(values), blocks=True)
+    basis = np.linalg.qr(columns)[0]
+    within = x - basis @ (basis.T @ x)
+    product = np.linspace(-1, 2, 1600)[:, None] * within
+    for context in (nullcontext(), jax.set_mesh(divided.mesh)):
+        with context:
+            found = project_out(operator, laid_columns) @ laid_x
+        assert_same(found, product - basis @ (basis.T @ product))
+        assert found.sharding.is_equivalent_to(laid_x.sharding, 2)
+
+
+@pytest.mark.parametrize("reorthogonalize", [True, False])
+def test_spectra_on_meshes_with_explicit_axes(reorthogonalize):
+    values, columns = np.linspace(-1, 2, 1600), vectors(1600, 3)
+    found = []
+    for place in (jax.devices()[0], on(("x",), AxisType.Explicit)):
+        diagonal, laid = jax.device_put((values, columns), place)
+        operator = FunctionOperator(
+            lambda x, diagonal=diagonal: (diagonal * x.T).T, VectorSpace.like(diagonal)
+        )
+        options = QUIET | {"num_steps": 6, "reorthogonalize": reorthogonalize}
+        found.append(slq(project_out(operator, laid), **options).plain().nodes)
+    assert_same(found[1], found[0], 1e-9)
 
 
 def test_two_axes_divide_examples_and_vectors():

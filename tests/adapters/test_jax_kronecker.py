@@ -12,23 +12,16 @@ import numpy as np
 import pytest
 
 from specdens.testing import check_operator
-from specdens_jax import (
-    CrossEntropy,
-    GaussNewton,
-    Risk,
-    SquaredError,
-    next_token_loss,
-)
+from specdens_jax import GaussNewton, Risk, SquaredError, next_token_loss
 from specdens_jax.kronecker_factors import KroneckerFactors
 from tests.adapters.jax_kronecker_cases import (
     CASES,
     CLASSES,
     FLAT,
-    HEAD,
     LABELS,
     TEXT,
-    WEIGHTS,
     Reference,
+    assert_factors,
     batches,
     dense,
     in_leaf_order,
@@ -36,13 +29,10 @@ from tests.adapters.jax_kronecker_cases import (
     risk_of,
     rows_first,
     slow,
+    smoothed,
+    with_head,
 )
-
-
-@pytest.fixture(autouse=True)
-def doubles():
-    with jax.enable_x64(True):
-        yield
+from tests.adapters.jax_kronecker_cases import doubles as doubles
 
 
 @pytest.mark.parametrize(
@@ -58,8 +48,7 @@ def doubles():
 def test_factors_are_averages_of_dense_matrices(name, sharing):
     left, right = Reference(name).factors(sharing, slice(None))
     factors = KroneckerFactors(risk_of(name), "w", weight_sharing=sharing)
-    np.testing.assert_allclose(factors.left, left, atol=1e-12)
-    np.testing.assert_allclose(factors.right, right, atol=1e-12)
+    assert_factors(factors, (left, right))
     assert factors.shape == (len(left), len(right))
     expected = in_leaf_order(name, left, right)
     np.testing.assert_allclose(dense(factors.operator()), expected, atol=1e-12)
@@ -71,10 +60,8 @@ def test_factors_are_averages_of_dense_matrices(name, sharing):
 
 @pytest.mark.slow
 def test_ragged_batches_are_added_up():
-    left, right = Reference("rows").factors("expand", slice(None))
     factors = KroneckerFactors(risk_of("rows", batch_size=5, accumulate="compensated"), "w")
-    np.testing.assert_allclose(factors.left, left, atol=1e-12)
-    np.testing.assert_allclose(factors.right, right, atol=1e-12)
+    assert_factors(factors, Reference("rows").factors("expand", slice(None)))
 
 
 @pytest.mark.parametrize("name", ["columns", "convolution"])
@@ -128,9 +115,7 @@ def test_factors_by_class(name, sharing):
         np.testing.assert_allclose(shares[c], own, atol=1e-14)
         expected = expected + in_leaf_order(name, left, right)
     np.testing.assert_allclose(dense(factors.operator()), expected, atol=1e-12)
-    left, right = reference.factors(sharing, slice(None))
-    np.testing.assert_allclose(factors.left, left, atol=1e-12)
-    np.testing.assert_allclose(factors.right, right, atol=1e-12)
+    assert_factors(factors, reference.factors(sharing, slice(None)))
     found = factors.eigsh(3)
     np.testing.assert_allclose(found.eigenvalues, np.linalg.eigvalsh(expected)[:-4:-1], atol=1e-10)
     assert found.pairs is None
@@ -168,15 +153,13 @@ def test_corrected_eigenvalues_are_the_diagonal_in_the_eigenvectors(name):
 
 def other_softmax(outputs, labels):
     """Return the loss of `risk_of` as a function that nothing is known about."""
-    return CrossEntropy(class_weights=WEIGHTS, label_smoothing=0.1)(outputs, labels)
+    return smoothed()(outputs, labels)
 
 
 @pytest.mark.slow
 def test_any_loss_by_its_exact_hessian():
-    left, right = Reference("heads").factors("expand", slice(None))
     factors = KroneckerFactors(risk_of("heads", other_softmax), "w")
-    np.testing.assert_allclose(factors.left, left, atol=1e-12)
-    np.testing.assert_allclose(factors.right, right, atol=1e-12)
+    assert_factors(factors, Reference("heads").factors("expand", slice(None)))
 
 
 def test_losses_other_than_softmax_cross_entropy():
@@ -193,7 +176,7 @@ def test_next_tokens_as_terms_of_their_examples():
     tokens = np.random.default_rng(0).integers(3, size=(4, 5))
     tokens[1, 3:] = -100
     model = lambda params, x: jnp.cumsum(x @ params["w"], axis=1) @ params["v"]  # noqa: E731
-    params = {"w": jnp.asarray(numbers(2, 3)), "v": jnp.asarray(HEAD)}
+    params = with_head(numbers(2, 3))
     data = batches(TEXT[:4], tokens)
     other = Risk(model, lambda f, y: next_token_loss(f, y), params, data)
     expected = KroneckerFactors(other, "w", weight_sharing="reduce")
@@ -245,9 +228,9 @@ def test_at_other_parameters_nothing_is_traced_again():
 @pytest.mark.slow
 def test_single_precision():
     with jax.enable_x64(False):
-        params = {"w": jnp.asarray(numbers(4, 3), jnp.float32), "v": jnp.asarray(HEAD, jnp.float32)}
+        params = with_head(numbers(4, 3), jnp.float32)
         data = [(x.astype(jnp.float32), y) for x, y in batches(FLAT)]
-        loss = CrossEntropy(class_weights=WEIGHTS, label_smoothing=0.1)
+        loss = smoothed()
         factors = KroneckerFactors(Risk(rows_first, loss, params, data), "w")
         assert (factors.operator() @ jnp.ones(12, jnp.float32)).dtype == jnp.float32
         left, right = factors.left, factors.right

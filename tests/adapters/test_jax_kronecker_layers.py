@@ -14,24 +14,20 @@ from tests.adapters.jax_kronecker_cases import (
     CASES,
     CLASSES,
     FLAT,
-    HEAD,
     LABELS,
     TEXT,
-    WEIGHTS,
     Reference,
+    assert_factors,
     batches,
     dense,
     numbers,
     risk_of,
     rows_first,
     slow,
+    smoothed,
+    with_head,
 )
-
-
-@pytest.fixture(autouse=True)
-def doubles():
-    with jax.enable_x64(True):
-        yield
+from tests.adapters.jax_kronecker_cases import doubles as doubles
 
 
 def single(params, x):
@@ -60,7 +56,7 @@ WRAPPED = {
     "name", ["nested", "rule", "rearranged", slow("jit"), slow("vmap"), slow("remat")]
 )
 def test_functions_in_functions_are_followed(name):
-    params, x = {"w": jnp.asarray(CASES["rows"][1]), "v": jnp.asarray(HEAD)}, jnp.asarray(FLAT)
+    params, x = with_head(CASES["rows"][1]), jnp.asarray(FLAT)
 
     def function(w, rest, inputs):
         return [WRAPPED[name]({**rest, "w": w}, inputs)]
@@ -80,11 +76,9 @@ def test_outputs_may_be_a_pytree():
     def model(params, x):
         return {"logits": jax.jit(rows_first)(params, x), "steps": len(x), "name": "net"}
 
-    left, right = Reference("rows").factors("expand", slice(None))
-    loss = CrossEntropy(class_weights=WEIGHTS, label_smoothing=0.1)
+    loss = smoothed()
     factors = KroneckerFactors(Risk(model, loss, risk_of("rows").params, batches(FLAT)), "w")
-    np.testing.assert_allclose(factors.left, left, atol=1e-12)
-    np.testing.assert_allclose(factors.right, right, atol=1e-12)
+    assert_factors(factors, Reference("rows").factors("expand", slice(None)))
 
 
 def tied(params, x):
@@ -115,7 +109,7 @@ REFUSED = {
 @pytest.mark.parametrize("name", REFUSED)
 def test_layers_that_are_no_single_product_are_refused(name):
     model, message = REFUSED[name]
-    params = {"w": jnp.eye(3), "v": jnp.asarray(HEAD)}
+    params = with_head(jnp.eye(3))
     risk = Risk(model, SquaredError(), params, (jnp.asarray(FLAT), jnp.zeros((8, 3))))
     with pytest.raises(ValueError, match=message):
         _ = KroneckerFactors(risk, "w").shape
@@ -128,18 +122,17 @@ def time_major(params, x):
 
 @pytest.mark.slow
 def test_the_axis_of_examples_is_found():
-    params = {"w": jnp.asarray(numbers(2, 3)), "v": jnp.asarray(HEAD)}
+    params = with_head(numbers(2, 3))
     batch_major = lambda p, x: jnp.tanh(x @ p["w"]).mean(1) @ p["v"]  # noqa: E731
     expected, found = (
         KroneckerFactors(Risk(model, CrossEntropy(), params, batches(TEXT[:6], LABELS, 3)), "w")
         for model in (batch_major, time_major)
     )
-    np.testing.assert_allclose(found.left, expected.left, atol=1e-14)
-    np.testing.assert_allclose(found.right, expected.right, atol=1e-14)
+    assert_factors(found, (expected.left, expected.right), 1e-14)
 
 
 def test_examples_that_depend_on_each_other_are_refused():
-    params = {"w": jnp.asarray(numbers(2, 3)), "v": jnp.asarray(HEAD)}
+    params = with_head(numbers(2, 3))
     risk = Risk(time_major, CrossEntropy(), params, batches(TEXT[:5], LABELS, 5))
     with pytest.raises(ValueError, match="depend on what the layer does for others"):
         _ = KroneckerFactors(risk, "w").left

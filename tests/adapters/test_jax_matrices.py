@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -113,32 +115,44 @@ def whole(operator):
 
 
 class Dense:
-    """The matrices of a model with weighted cross-entropy, from dense Jacobians and Hessians."""
+    """The matrices of a model with weighted cross-entropy, from dense Jacobians and Hessians.
+
+    Each is compiled when it is asked for: operation by operation they would take seconds.
+    """
 
     def __init__(self, name):
-        predict, params, inputs = MODELS[name]
-        theta, unravel = ravel_pytree(params)
-        kept = LABELS != -100
-        self.weights = jnp.where(kept, jnp.asarray(WEIGHTS)[jnp.where(kept, LABELS, 0)], 0)
-        self.outputs = predict(params, inputs)
+        self.predict, params, self.inputs = MODELS[name]
+        self.theta, self.unravel = ravel_pytree(params)
+        self.kept = LABELS != -100
+        self.labels = jnp.where(self.kept, LABELS, 0)
+        self.weights = jnp.where(self.kept, jnp.asarray(WEIGHTS)[self.labels], 0)
 
-        def losses(outputs):
-            log_p = jax.nn.log_softmax(outputs)
-            return -jnp.take_along_axis(log_p, jnp.where(kept, LABELS, 0)[:, None], 1)[:, 0] * kept
+    def outputs(self, theta):
+        return self.predict(self.unravel(theta), self.inputs)
 
-        def risk(outputs):
-            return (self.weights * losses(outputs)).sum() / self.weights.sum()
+    def losses(self, outputs):
+        log_p = jax.nn.log_softmax(outputs)
+        return -jnp.take_along_axis(log_p, self.labels[:, None], 1)[:, 0] * self.kept
 
-        def flat_outputs(theta):
-            return predict(unravel(theta), inputs)
+    def risk(self, outputs):
+        return (self.weights * self.losses(outputs)).sum() / self.weights.sum()
 
-        self.jacobian = jax.jacobian(flat_outputs)(theta)  # (N, C, n)
-        curvature = jax.hessian(risk)(self.outputs)
-        self.hessian = jax.hessian(lambda t: risk(flat_outputs(t)))(theta)
-        self.gauss_newton = jnp.einsum(
-            "icp,icjd,jdq->pq", self.jacobian, curvature, self.jacobian
-        )  # fmt: skip
-        self.slopes = jax.jacobian(lambda t: losses(flat_outputs(t)))(theta)
+    @functools.cached_property
+    def hessian(self):
+        return jax.jit(jax.hessian(lambda theta: self.risk(self.outputs(theta))))(self.theta)
+
+    @functools.cached_property
+    def jacobian(self):
+        return jax.jit(jax.jacobian(self.outputs))(self.theta)  # (N, C, n)
+
+    @functools.cached_property
+    def gauss_newton(self):
+        curvature = jax.jit(jax.hessian(self.risk))(self.outputs(self.theta))
+        return jnp.einsum("icp,icjd,jdq->pq", self.jacobian, curvature, self.jacobian)
+
+    @functools.cached_property
+    def slopes(self):
+        return jax.jit(jax.jacobian(lambda theta: self.losses(self.outputs(theta))))(self.theta)
 
     def matrix(self, name):
         shares = self.weights / self.weights.sum()
@@ -175,7 +189,7 @@ def test_matrices_against_dense_derivatives(model):
 
 def test_the_mean_of_fisher_is_gauss_newton():
     """Errors fall as the root of the number of samples; the rank is at most that of the samples."""
-    risk = risk_of("mlp")
+    risk = risk_of("mlp", size=7)  # one shape to compile
     expected = np.asarray(Dense("mlp").gauss_newton)
     errors = []
     for num_samples in (25, 2500):
@@ -183,9 +197,10 @@ def test_the_mean_of_fisher_is_gauss_newton():
         errors.append(np.linalg.norm(found - expected) / np.linalg.norm(expected))
     assert errors[1] < 0.05
     assert 4 < errors[0] / errors[1] < 25
-    one = whole(Fisher(risk))
+    split = risk_of("mlp")
+    one = whole(Fisher(split))
     assert np.linalg.matrix_rank(one) <= 6 < len(one)  # seven terms, one of them ignored
-    assert not np.allclose(one, whole(Fisher(risk, seed=1)))
+    assert not np.allclose(one, whole(Fisher(split, seed=1)))
 
 
 @pytest.mark.slow

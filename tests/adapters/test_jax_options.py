@@ -132,7 +132,9 @@ def test_arguments_of_matrices_that_are_refused():
         GradientSecondMoment(mlp)
     with pytest.raises(ValueError, match="num_samples=0 must be"):
         Fisher(risk, num_samples=0)
-    with pytest.raises(ValueError, match="seed=-1 must be"):
+    with pytest.raises(TypeError, match=r"num_samples=1\.5 must be an integer"):
+        Fisher(risk, num_samples=1.5)
+    with pytest.raises(ValueError, match="seed=-1 must lie in"):
         Fisher(risk, seed=-1)
     with pytest.raises(ValueError, match="no methods draws"):
         Fisher(mlp, lambda f, y: f[:, 0], PERCEPTRON, (FLAT, LABELS))

@@ -28,7 +28,7 @@ def cross_entropy(logits):
 def assert_hessian(operator, mean_loss, params):
     """Compare with the dense Hessian of a function of the pytree, in its own order of leaves."""
     flat, unravel = ravel_pytree(params)
-    dense = np.asarray(jax.hessian(lambda vector: mean_loss(unravel(vector)))(flat))
+    dense = np.asarray(jax.jit(jax.hessian(lambda vector: mean_loss(unravel(vector))))(flat))
     assert np.abs(dense).max() > 1e-3
     found = np.asarray(operator @ jnp.eye(len(flat)))
     np.testing.assert_allclose(found, dense, rtol=1e-4, atol=1e-5 * np.abs(dense).max())

@@ -131,6 +131,8 @@ def test_flat_parameters_refuse():
     parameters = FlatParameters({"a": jnp.zeros((2, 2)), "b": jnp.zeros(3)})
     with pytest.raises(ValueError, match=r"x has shape \(6,\); expected \(7,\)"):
         parameters.unravel(jnp.zeros(6))
+    with pytest.raises(TypeError, match="x has type list; expected an array of length 7"):
+        parameters.unravel([0.0] * 7)
     with pytest.raises(ValueError, match="tree must have the structure"):
         parameters.ravel({"a": jnp.zeros((2, 2))})
     with pytest.raises(ValueError, match=r"'b' has shape \(4,\); expected \(3,\)"):

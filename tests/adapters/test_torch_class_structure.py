@@ -48,7 +48,7 @@ def test_parts_weights_and_means_are_those_of_the_definitions(name: str, weighti
         close(product, dense.parts[part])
         close(operator @ torch.ones(p, dtype=torch.float64), dense.parts[part].sum(1))
         total += product
-    close(total, GaussNewton(structure.risk) @ torch.eye(p, dtype=torch.float64))  # I3
+    close(total, GaussNewton(structure.risk) @ torch.eye(p, dtype=torch.float64))
     close(structure.class_means, dense.class_means)
     close(structure.pair_means(), dense.pair_means)
     for part in ("class", "cross", "equal"):

@@ -117,6 +117,8 @@ def test_arguments_and_losses_without_a_distribution_are_refused():
         Fisher(model, CE, data, num_samples=0)
     with pytest.raises(ValueError, match="seed=-1"):
         Fisher(model, CE, data, seed=-1)
+    with pytest.raises(TypeError, match=r"num_samples=1\.5 must be an integer"):
+        Fisher(model, CE, data, num_samples=1.5)
     fisher = Fisher(model, lambda o, y: o.square().sum(1), data)
     with pytest.raises(ValueError, match="no known distribution"):
         fisher @ torch.ones(43, dtype=torch.float64)

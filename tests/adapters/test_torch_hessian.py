@@ -252,58 +252,6 @@ def test_batches_whose_examples_cannot_be_told_apart_are_used_whole():
     assert_close(hessian @ identity(hessian), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision(dtype):
-    model, (inputs, labels) = mlp(dtype=dtype), classes(30)
-    data = ragged(inputs.to(dtype), labels, 4)
-    hessian = Hessian(model, CE, data)
-    expected = dense(_double(model), CE, inputs.to(dtype).double(), labels)
-    x = torch.randn(43, 2, dtype=torch.float64)
-    error = (hessian @ x.to(dtype)).double() - expected @ x
-    assert (hessian @ x.to(dtype)).dtype == dtype
-    eps = torch.finfo(dtype).eps
-    assert error.norm() < 8 * eps * (expected @ x).norm() + 8 * eps * expected.norm()
-    assert (hessian @ x.float()).dtype == torch.float32  # what is added up in float32 may stay so
-    assert hessian.space.dtype == dtype
-    assert gradient(hessian.risk).dtype == dtype
-    expected_value = CE(_double(model)(inputs.to(dtype).double()), labels).item()
-    assert risk_value(hessian.risk) == pytest.approx(expected_value, rel=4 * eps)
-
-
-def _double(model):
-    copy = mlp()
-    copy.load_state_dict(model.state_dict())
-    return copy
-
-
-def test_mixed_precisions():
-    class Mixed(nn.Module):
-        def __init__(self):
-            super().__init__()
-            body = mlp(dtype=torch.float32)
-            self.first, self.last = body[0], body[2].double()
-
-        def forward(self, x):
-            return self.last(torch.tanh(self.first(x)).double())
-
-    inputs, labels = classes(dtype=torch.float32)
-    hessian = Hessian(Mixed(), CE, (inputs, labels))
-    assert hessian.space.dtype == torch.float64
-    expected = dense(mlp(), CE, inputs.double(), labels)
-    assert_close(hessian @ identity(hessian), expected, 1e-5)
-
-
-def test_automatic_mixed_precision_is_that_of_the_caller():
-    model, data = mlp(dtype=torch.float32), classes(dtype=torch.float32)
-    hessian = Hessian(model, CE, data)
-    x = torch.randn(43)
-    plain = hessian @ x
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        mixed = hessian @ x
-    assert 1e-5 < (mixed - plain).norm() / plain.norm() < 0.1
-    assert torch.equal(hessian @ x, plain)
-
-
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_the_callers_mode_does_not_matter(mode):
     model, (inputs, labels) = mlp(), classes()
@@ -412,10 +360,3 @@ def test_it_passes_the_checks_for_operators_and_has_a_density():
     measure = slq(hessian, num_probes=2, num_steps=43, seed=0)
     eigenvalues = torch.linalg.eigvalsh(dense(model, CE, inputs, labels))
     assert measure.nodes.max() == pytest.approx(eigenvalues.max().item(), rel=1e-8)
-
-
-def test_half_precision_has_a_density():
-    hessian = Hessian(mlp(dtype=torch.bfloat16), CE, classes(dtype=torch.bfloat16))
-    eigenvalues = torch.linalg.eigvalsh(dense(mlp(), CE, *classes()))
-    measure = slq(hessian, num_probes=2, num_steps=10, seed=0)
-    assert measure.nodes.max() == pytest.approx(eigenvalues.max().item(), rel=0.1)

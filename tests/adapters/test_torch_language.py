@@ -229,6 +229,7 @@ def test_half_precision_is_lifted():
         (torch.zeros(2, T), torch.zeros(2, T).long(), ValueError, r"\(2, 4\) and labels \(2, 4\)"),
         (torch.zeros(2, T, V), torch.zeros(2, 3).long(), ValueError, r"labels \(2, 3\)"),
         (torch.zeros(2, T, V), torch.zeros(2, T), TypeError, "float32.*integer"),
+        (torch.zeros(2, T, V), torch.zeros(T).long(), ValueError, r"labels .*\(4,\)"),
         (torch.zeros(2, T, V), None, TypeError, "NoneType"),
         (torch.zeros(2, T, V), {"ids": 1}, TypeError, "dict"),
         ((torch.zeros(2, T, V),), torch.zeros(2, T).long(), TypeError, "tuple"),
@@ -239,7 +240,7 @@ def test_half_precision_is_lifted():
             r"attention_mask has shape \(2, 3\)",
         ),
     ],
-    ids=["logits", "labels", "float", "none", "keys", "tuple", "mask"],
+    ids=["logits", "labels", "float", "flat", "none", "keys", "tuple", "mask"],
 )
 def test_arguments_that_are_refused(loss, outputs, labels, error, words):
     with pytest.raises(error, match=words):

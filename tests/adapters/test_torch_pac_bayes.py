@@ -230,35 +230,10 @@ def test_own_bases():
     assert pac_bayes(risk, flat, basis=own, **SHORT).bound == result.bound
 
 
-def refused():
-    def model_with(layer):
-        model = nn.Sequential(nn.Linear(4, 3), layer).to(DOUBLE).eval()
-        return Risk(model, nn.CrossEntropyLoss(), classes(30)), torch.zeros(model_size(model))
-
-    def model_size(model):
-        return sum(p.numel() for p in model.parameters())
-
-    def options(**changes):
-        return lambda: (*case(), changes)
-
+def refused_priors():
     def trained_elsewhere():
         risk, before = case()
         return risk.restricted("0.weight"), before, {}
-
-    def left_out():
-        data = torch.utils.data.TensorDataset(*classes(30))
-        loader = torch.utils.data.DataLoader(data, batch_size=8, drop_last=True)
-        risk, before = case()
-        return Risk(risk.model, nn.CrossEntropyLoss(), loader), before, {}
-
-    def dropout():
-        risk, prior = model_with(nn.Dropout(0.5))
-        risk.model.train()
-        return risk, prior, {}
-
-    def regression():
-        risk, before = case()
-        return Risk(risk.model, nn.MSELoss(), (classes(30)[0], torch.zeros(30, 3))), before, {}
 
     def of_the_trained():
         risk, _ = case()
@@ -266,26 +241,57 @@ def refused():
 
     return {
         "prior_mean equals the present": of_the_trained,
+        "prior_mean has entries that are nan": lambda: (case()[0], torch.full((43,), np.nan), {}),
         "prior_mean has shape": lambda: (case()[0], torch.zeros(5), {}),
         "prior_mean lacks": lambda: (case()[0], {}, {}),
         "differs from prior_mean but is not among": trained_elsewhere,
-        "running statistics": lambda: (*model_with(nn.BatchNorm1d(3)), {}),
-        "their data set has 30": left_out,
-        "Dropout": dropout,
-        "no classifier": regression,
-        "basis of '2.bias' is not orthonormal": options(basis={"2.bias": torch.ones(3, 3)}),
-        "expected \\(5, 5\\) and \\(4, 4\\)": options(basis={"0.weight": (torch.eye(4), None)}),
-        "basis names \\['wrong'\\]": options(basis={"wrong": None}),
-        "basis='hessian' is unknown": options(basis="hessian"),
-        "refresh_every=3 makes": options(refresh_every=3),
-        "epochs=0": options(epochs=0),
-        "learning_rate=-1": options(learning_rate=-1.0),
-        "learning_rate=1e\\+30": options(learning_rate=1e30),
     }
 
 
-@pytest.mark.parametrize("named", refused())
+def refused_models_and_data():
+    def with_layer(layer, training=False):
+        model = nn.Sequential(nn.Linear(4, 3), layer).to(DOUBLE).train(training)
+        prior = torch.zeros(sum(p.numel() for p in model.parameters()))
+        return Risk(model, nn.CrossEntropyLoss(), classes(30)), prior, {}
+
+    def left_out():
+        data = torch.utils.data.TensorDataset(*classes(30))
+        loader = torch.utils.data.DataLoader(data, batch_size=8, drop_last=True)
+        risk, before = case()
+        return Risk(risk.model, nn.CrossEntropyLoss(), loader), before, {}
+
+    def regression():
+        risk, before = case()
+        return Risk(risk.model, nn.MSELoss(), (classes(30)[0], torch.zeros(30, 3))), before, {}
+
+    return {
+        "running statistics": lambda: with_layer(nn.BatchNorm1d(3)),
+        "their data set has 30": left_out,
+        "Dropout": lambda: with_layer(nn.Dropout(0.5), training=True),
+        "no classifier": regression,
+    }
+
+
+def refused_options():
+    found = {
+        "basis of '2.bias' is not orthonormal": {"basis": {"2.bias": torch.ones(3, 3)}},
+        "expected \\(5, 5\\) and \\(4, 4\\)": {"basis": {"0.weight": (torch.eye(4), None)}},
+        "basis names \\['wrong'\\]": {"basis": {"wrong": None}},
+        "basis='hessian' is unknown": {"basis": "hessian"},
+        "refresh_every=3 makes": {"refresh_every": 3},
+        "epochs=0": {"epochs": 0},
+        "delta=2": {"delta": 2},
+        "learning_rate=-1": {"learning_rate": -1.0},
+        "learning_rate=1e\\+30": {"learning_rate": 1e30},
+    }
+    return {message: lambda o=options: (*case(), o) for message, options in found.items()}
+
+
+REFUSED = {**refused_priors(), **refused_models_and_data(), **refused_options()}
+
+
+@pytest.mark.parametrize("named", REFUSED)
 def test_what_would_not_hold_is_refused(named):
-    risk, prior, options = refused()[named]()
+    risk, prior, options = REFUSED[named]()
     with pytest.raises(ValueError, match=named):
         pac_bayes(risk, prior, **{**SHORT, **options})

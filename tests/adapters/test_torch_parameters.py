@@ -148,6 +148,20 @@ def test_vectors_of_another_length_do_not_unravel():
         FlatParameters(mlp()).unravel(torch.zeros(44))
 
 
+@pytest.mark.parametrize(
+    ("use", "error", "words"),
+    [
+        (lambda p: p.unravel([0.0] * 43), TypeError, "x has type list; expected a torch.Tensor"),
+        (lambda p: p.ravel([1.0, None, None, None]), TypeError, "'0.weight' has type float"),
+        (lambda p: p.ravel(3), ValueError, "blocks has 1 tensors"),
+        (lambda p: p.indices(["0.weight"]), ValueError, "is none of the selected parameters"),
+    ],
+)
+def test_what_is_no_tensor_is_named(use, error, words):
+    with pytest.raises(error, match=words):
+        use(FlatParameters(mlp()))
+
+
 def test_mixed_precisions_are_promoted():
     model = mlp(dtype=torch.float32)
     model[2].double()

@@ -240,6 +240,8 @@ def test_errors_name_the_argument():
     for arguments, options, message in cases:
         with pytest.raises(ValueError, match=message):
             along_line(risk, *arguments, **options)
+    with pytest.raises(TypeError, match="quantity=3 cannot be called; pass a function of a Risk"):
+        along_line(risk, point, point, ALPHAS, quantity=3)
     train = Risk(norm_net().train(), CE, batches(), batch_statistics=True)
     flat = train.parameters.ravel()
     with pytest.raises(ValueError, match="batch_statistics=True"):

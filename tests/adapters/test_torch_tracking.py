@@ -252,7 +252,7 @@ def test_learning_rates_without_one_edge_are_refused() -> None:
     groups = [{"params": [first], "lr": 0.1}, {"params": [second], "lr": 0.2}]
     with pytest.raises(ValueError, match=r"different edges \[10.0, 20.0\]"):
         stability_edge(torch.optim.SGD(groups, lr=0.1))
-    with pytest.raises(TypeError, match=r"learning_rate is a Adam"):
+    with pytest.raises(TypeError, match=r"learning_rate has type Adam"):
         stability_edge(torch.optim.Adam([first]))
 
 
@@ -262,12 +262,16 @@ def test_arguments_and_steps_are_checked() -> None:
         SpectrumTracker(tracker.operator, every=0)
     with pytest.raises(TypeError, match=r"num_eigenvalues=2.0 must be an integer"):
         SpectrumTracker(tracker.operator, num_eigenvalues=2.0)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match=r"max_overhead=0 must be above 0"):
+    with pytest.raises(ValueError, match=r"max_overhead=0 must be positive"):
         SpectrumTracker(tracker.operator, max_overhead=0)
     with pytest.raises(TypeError, match="operator has vectors of numpy"):
         SpectrumTracker(aslinearoperator(np.eye(3)))
     with pytest.raises(TypeError, match="operator has type Linear"):
         SpectrumTracker(nn.Linear(2, 2))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="step='last' must be an integer"):
+        tracker.measure("last")  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="learning_rate='fast' must be a real number"):
+        stability_edge("fast")  # type: ignore[arg-type]
     tracker.measure(3)
     with pytest.raises(ValueError, match="step=3 must lie beyond the last record, step 3"):
         tracker.measure(3)
@@ -321,6 +325,10 @@ def test_histories_as_arrays_and_files(tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="damaged or not a spectrum history"):
             SpectrumHistory.load(path)
     path.write_text(text.replace('version": 1', 'version": 2'))
+    with pytest.raises(FileNotFoundError, match=r"gone\.json.: there is no such file"):
+        SpectrumHistory.load(path.with_name("gone.json"))
+    with pytest.raises(TypeError, match="path=3 must be the path of a file"):
+        SpectrumHistory.load(3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="of format 2; expected"):
         SpectrumHistory.load(path)
     with pytest.raises(ValueError, match="step 2 comes after step 2"):

@@ -1,0 +1,110 @@
+"""Parts of a Gauss-Newton matrix by classes: names, checks of options, division by weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+#: Those that means by class and by pair of classes make up, and their sum.
+PARTS = ("class", "cross", "equal", "means")
+
+
+def check_part(part: str, *, of_model: bool = False) -> None:
+    """Refuse what is not the name of a part that has a small matrix.
+
+    Parameters
+    ----------
+    part : str
+        One of `PARTS`.
+    of_model : bool
+        Whether there is the remaining part ``G_within`` as an operator, to be pointed at.
+
+    Raises
+    ------
+    ValueError
+        If it is another.
+
+    Examples
+    --------
+    >>> check_part("all")
+    Traceback (most recent call last):
+    ValueError: part='all' is unknown; expected one of 'class', 'cross', 'equal', 'means'.
+    """
+    if part not in PARTS:
+        msg = f"part={part!r} is unknown; expected one of {', '.join(map(repr, PARTS))}."
+        if of_model:
+            msg += (
+                " G_within has no small matrix: specdens.slq and specdens.eigsh take it as an "
+                "operator."
+            )
+        raise ValueError(msg)
+
+
+def check_weighting(weighting: str) -> None:
+    """Refuse what is no weighting of the pairs of classes.
+
+    Raises
+    ------
+    ValueError
+        If it is neither ``"probability"`` nor ``"uniform"``.
+
+    Examples
+    --------
+    >>> check_weighting("uniform")
+    """
+    if weighting not in ("probability", "uniform"):
+        msg = f"weighting={weighting!r} is unknown; expected 'probability' or 'uniform'."
+        raise ValueError(msg)
+
+
+def check_num_classes(num_classes: int | None) -> None:
+    """Refuse what is no number of classes, and not None, which leaves it to be found.
+
+    Raises
+    ------
+    ValueError
+        If it is not an integer of at least 2.
+
+    Examples
+    --------
+    >>> check_num_classes(10)
+    """
+    if num_classes is not None and (not is_integer(num_classes) or num_classes < 2):
+        msg = f"num_classes={num_classes!r} must be an integer of at least 2, or None."
+        raise ValueError(msg)
+
+
+def is_integer(value: Any) -> bool:
+    """Tell whether a value is an integer of Python or NumPy, and no truth value.
+
+    Examples
+    --------
+    >>> is_integer(np.int64(3)), is_integer(3.0), is_integer(True)
+    (True, False, False)
+    """
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def divided(numbers: ArrayLike, weights: np.ndarray) -> np.ndarray:
+    """Return numbers over weights, zero where a weight is: the means of what there is none of.
+
+    Examples
+    --------
+    >>> divided(np.array([3.0, 0.0]), np.array([2.0, 0.0]))
+    array([1.5, 0. ])
+    """
+    positive = weights > 0
+    return np.asarray(np.where(positive, np.divide(numbers, np.where(positive, weights, 1.0)), 0.0))
+
+
+def inverse_weights(weights: np.ndarray) -> np.ndarray:
+    """Return 1 / w, and zero where w is.
+
+    Examples
+    --------
+    >>> inverse_weights(np.array([2.0, 0.0]))
+    array([0.5, 0. ])
+    """
+    return divided(1.0, weights)
