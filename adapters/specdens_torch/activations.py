@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from specdens_torch.convolution import is_linear_only
+from specdens_torch.orders import is_linear_only, is_within_model
 
 
 class _Function(NamedTuple):
@@ -70,6 +70,8 @@ class _Activation(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         if not torch.is_grad_enabled():
             return ctx.function.backward(slopes[0], x), None
+        if is_within_model():
+            return slopes[0] * ctx.function.first(x), None
         return _Slope.apply(slopes[0], x, ctx.function), None  # type: ignore[no-untyped-call]
 
 

@@ -8,32 +8,16 @@ image, where the routine of the first backward pass does the same faster.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from specdens_torch.orders import is_linear_only
+
 _convolve = torch.ops.aten.convolution.default
 _differentiate = torch.ops.aten.convolution_backward.default
-_linear_only = False
-
-
-@contextmanager
-def linear_only() -> Iterator[None]:
-    """Differentiate first derivatives in what they are linear in, not where they are taken."""
-    global _linear_only
-    before, _linear_only = _linear_only, True
-    try:
-        yield
-    finally:
-        _linear_only = before
-
-
-def is_linear_only() -> bool:
-    """Return whether only derivatives in what first derivatives are linear in are asked for."""
-    return _linear_only
 
 
 class _Settings(NamedTuple):
@@ -111,9 +95,9 @@ class _Derivative(torch.autograd.Function):
             if w is not None:
                 part = _convolve(x, w, None, *settings.arguments)
                 of_slope = part if of_slope is None else of_slope + part
-        if needs[1] and w is not None and not _linear_only:
+        if needs[1] and w is not None and not is_linear_only():
             of_x, _ = _derivatives(slope, x, w, settings, (True, False))
-        if needs[2] and v is not None and not _linear_only:
+        if needs[2] and v is not None and not is_linear_only():
             _, of_weight = _derivatives(slope, v, weight, settings, (False, True))
         return of_slope, of_x, of_weight, None, None
 

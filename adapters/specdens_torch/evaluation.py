@@ -18,6 +18,7 @@ from specdens_torch.convolution import CONVOLUTIONS
 from specdens_torch.guards import Totals, check_not_cached, has_weight_norm, written_silently
 from specdens_torch.losses import TermLoss, Terms
 from specdens_torch.normalization import NORMALIZATIONS
+from specdens_torch.orders import within_model
 from specdens_torch.outputs import Cut, cut_outputs
 from specdens_torch.parameters import FlatParameters
 from specdens_torch.state import wide_dtype
@@ -158,7 +159,8 @@ class Evaluator:
         self._renew_buffers()
         args, kwargs = arguments_of(batch.inputs)
         state = {**self._aliases, **self._copies}
-        outputs = functional_call(self._model, state, args, kwargs)
+        with within_model():
+            outputs = functional_call(self._model, state, args, kwargs)
         targets = batch.targets
         logits = logits_of(outputs)
         if logits is not None:  # which a model on several devices returns elsewhere
@@ -166,7 +168,8 @@ class Evaluator:
         cut = None
         if self._cuts:
             outputs, cut = cut_outputs(outputs)
-        terms = self._loss.terms(outputs, targets)
+        with within_model():
+            terms = self._loss.terms(outputs, targets)
         position = self._position
         self._position += terms.weighted.numel()
         return Evaluation(self.leaves, outputs, targets, self._loss, terms, cut, position)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import get_gradient_edge
 
-from specdens_torch.convolution import linear_only
+from specdens_torch.orders import linear_only
 
 
 class Jacobian:

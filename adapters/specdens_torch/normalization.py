@@ -28,7 +28,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from specdens_torch.convolution import is_linear_only
+from specdens_torch.orders import is_linear_only, is_within_model
 
 _forward = torch.ops.aten.native_layer_norm.default
 _backward = torch.ops.aten.native_layer_norm_backward.default
@@ -48,6 +48,13 @@ class _LayerNorm(torch.autograd.Function):
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, mean, scale = ctx.saved_tensors
         mask = ctx.needs_input_grad[:3]
+        if is_within_model():
+            exact = _slopes(slopes[0], x, weight, ctx.size, ctx.eps)
+            return (
+                *(p if wanted else None for p, wanted in zip(exact, mask, strict=True)),
+                None,
+                None,
+            )
         if not torch.is_grad_enabled():
             parts = _backward(slopes[0], x, ctx.size, mean, scale, weight, bias, mask)
             return (
@@ -59,6 +66,23 @@ class _LayerNorm(torch.autograd.Function):
         parts = _Derivative.apply(slopes[0], x, weight, *constants)  # type: ignore[no-untyped-call]
         found = iter(parts if isinstance(parts, tuple) else (parts,))
         return (*(next(found) if wanted else None for wanted in mask), None, None)
+
+
+def _slopes(
+    slope: Tensor, x: Tensor, weight: Tensor | None, size: list[int], eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the slopes of inputs, weight and bias by operations of which all derivatives exist.
+
+    PyTorch's own third derivatives take mean and deviation for constants.
+    """
+    trailing, leading = tuple(range(-len(size), 0)), tuple(range(x.ndim - len(size)))
+    centered = x - x.mean(trailing, keepdim=True)
+    scale = torch.rsqrt(centered.square().mean(trailing, keepdim=True) + eps)
+    normal = centered * scale
+    inner = slope if weight is None else slope * weight
+    along = (inner * normal).mean(trailing, keepdim=True)
+    of_x = scale * (inner - inner.mean(trailing, keepdim=True) - normal * along)
+    return of_x, (slope * normal).sum(leading), slope.sum(leading)
 
 
 class _Derivative(torch.autograd.Function):

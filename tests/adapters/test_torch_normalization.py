@@ -153,3 +153,41 @@ def test_a_product_takes_few_passes_over_the_activations():
         with Passes(40 * 50) as passes:
             matrix @ v
         assert passes.count <= most
+
+
+class Plain(nn.Module):
+    """Layer normalization in operations that torch differentiates to any order."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.weight, self.bias = layer.weight, layer.bias
+
+    def forward(self, x):
+        centered = x - x.mean(-1, keepdim=True)
+        variance = centered.square().mean(-1, keepdim=True)
+        return self.weight * centered / torch.sqrt(variance + 1e-5) + self.bias
+
+
+class Slopes(nn.Module):
+    """A network that returns derivatives in its inputs, so that a Hessian has third ones."""
+
+    def __init__(self, *layers):
+        super().__init__()
+        self.inner = nn.Sequential(*layers)
+
+    def forward(self, x):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(self.inner(x).sum(), x, create_graph=True)[0]
+
+
+def test_models_that_take_derivatives_themselves():
+    network_layers, inputs, _ = network("plain")
+    first, norm, *rest = network_layers[:4]
+    targets = torch.zeros_like(inputs)
+    hessians = []
+    for layer in (norm, Plain(norm)):
+        hessian = Hessian(Slopes(first, layer, *rest), nn.MSELoss(), (inputs, targets))
+        hessians.append(hessian @ torch.eye(hessian.space.dimension, dtype=torch.float64))
+    assert hessians[1].abs().max() > 0.01
+    assert_close(*hessians)
