@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import operator
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,17 @@ def shown(value: Any) -> str:
         return f"{type(value).__qualname__} of shape {tuple(shape)}"
     text = str(value) if isinstance(value, np.generic) else repr(value)
     return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 3]}..."
+
+
+def is_integer(value: Any) -> bool:
+    """Tell whether a value is an integer of Python or NumPy, and no truth value.
+
+    Examples
+    --------
+    >>> is_integer(np.int64(3)), is_integer(3.0), is_integer(True)
+    (True, False, False)
+    """
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def checked_integer(name: str, value: Any, advice: str = "") -> int:
@@ -239,6 +250,29 @@ def checked_callable(name: str, value: Any, expected: str) -> None:
     if not callable(value):
         msg = f"{name}={shown(value)} cannot be called; pass {expected}."
         raise TypeError(msg)
+
+
+def check_alike(
+    name: str,
+    value: Mapping[str, Any],
+    other_name: str,
+    other: Mapping[str, Any],
+    keys: Iterable[str],
+) -> None:
+    """Refuse to join what differs in one of some properties.
+
+    Raises
+    ------
+    ValueError
+        For the first of `keys` that differs.
+    """
+    for key in keys:
+        if value.get(key) != other.get(key):
+            msg = (
+                f"{name} has {key}={value.get(key)!r}, {other_name} {other.get(key)!r}; only like "
+                "can be joined."
+            )
+            raise ValueError(msg)
 
 
 def checked_path(name: str, value: Any) -> Path:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from numpy.typing import ArrayLike
 
+from specdens.arguments import checked_choice, shown
+from specdens.arguments import is_integer as is_integer
+
 #: Those that means by class and by pair of classes make up, and their sum.
 PARTS = ("class", "cross", "equal", "means")
+
+#: Those that one mean for each class makes up, so that C * C inner products tell all of them.
+CLASS_PARTS = ("class", "equal")
 
 
 def check_part(part: str, *, of_model: bool = False) -> None:
@@ -25,6 +29,8 @@ def check_part(part: str, *, of_model: bool = False) -> None:
     ------
     ValueError
         If it is another.
+    TypeError
+        If it is no word.
 
     Examples
     --------
@@ -32,14 +38,8 @@ def check_part(part: str, *, of_model: bool = False) -> None:
     Traceback (most recent call last):
     ValueError: part='all' is unknown; expected one of 'class', 'cross', 'equal', 'means'.
     """
-    if part not in PARTS:
-        msg = f"part={part!r} is unknown; expected one of {', '.join(map(repr, PARTS))}."
-        if of_model:
-            msg += (
-                " G_within has no small matrix: specdens.slq and specdens.eigsh take it as an "
-                "operator."
-            )
-        raise ValueError(msg)
+    within = "G_within has no small matrix: specdens.slq and specdens.eigsh take it as an operator"
+    checked_choice("part", part, PARTS, within if of_model else "")
 
 
 def check_weighting(weighting: str) -> None:
@@ -49,14 +49,14 @@ def check_weighting(weighting: str) -> None:
     ------
     ValueError
         If it is neither ``"probability"`` nor ``"uniform"``.
+    TypeError
+        If it is no word.
 
     Examples
     --------
     >>> check_weighting("uniform")
     """
-    if weighting not in ("probability", "uniform"):
-        msg = f"weighting={weighting!r} is unknown; expected 'probability' or 'uniform'."
-        raise ValueError(msg)
+    checked_choice("weighting", weighting, ("probability", "uniform"))
 
 
 def check_num_classes(num_classes: int | None) -> None:
@@ -72,19 +72,8 @@ def check_num_classes(num_classes: int | None) -> None:
     >>> check_num_classes(10)
     """
     if num_classes is not None and (not is_integer(num_classes) or num_classes < 2):
-        msg = f"num_classes={num_classes!r} must be an integer of at least 2, or None."
+        msg = f"num_classes={shown(num_classes)} must be an integer of at least 2, or None."
         raise ValueError(msg)
-
-
-def is_integer(value: Any) -> bool:
-    """Tell whether a value is an integer of Python or NumPy, and no truth value.
-
-    Examples
-    --------
-    >>> is_integer(np.int64(3)), is_integer(3.0), is_integer(True)
-    (True, False, False)
-    """
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def divided(numbers: ArrayLike, weights: np.ndarray) -> np.ndarray:

@@ -12,8 +12,9 @@ from specdens.arguments import checked_choice, checked_count, checked_nonnegativ
 from specdens.backends import Array
 from specdens.driver import progress_bar
 from specdens.html import eigenpairs_html
-from specdens.methods.eigensolver import MISS, Eigensolver, Goal, component_density, least_tol
+from specdens.methods.eigensolver import MISS, Eigensolver, Goal
 from specdens.methods.lanczos import Lanczos, check_finite
+from specdens.methods.thick_restart import component_density, least_tol
 from specdens.operators import aslinearoperator
 from specdens.probes import ProbeSampler, draw, sphere
 from specdens.quadrature import rounding
@@ -103,14 +104,17 @@ def eigsh(
     seed : int
         Of the random vectors.
     block_size : int, optional
-        Columns per product. Operators that read a whole data set for every product, such as
-        Hessians, want as many columns as fit beside each other, at some more columns in total. None
-        takes 1, the fewest columns.
+        Columns per product at most, and random vectors to begin with. A product multiplies only
+        the directions that something unconverged or unproved still needs. Where outliers stand
+        above a bulk, as with Hessians, two columns at once take half the products of one, and
+        hardly more columns; with more, products become fewer and columns more. That pays where
+        columns share work: data that are read and evaluated again for every product, or a
+        graphics processor. None takes 1.
     memory_budget : int
         Bytes for Lanczos vectors, the operator's own not counted. A large basis saves products: the
         default is ``max(2 k + 20, k + 60)`` vectors for k eigenvalues, and what `start` and
-        `block_size` add. The least that works, about ``2 k + 3 * block_size`` and the columns of
-        `start`, is taken whatever the budget.
+        `block_size` add, six for each column of a block. The least that works, about
+        ``2 k + 3 * block_size`` and the columns of `start`, is taken whatever the budget.
     progress : bool, optional
         Show a progress bar. None shows it on a terminal or in a notebook when a run is long.
 
@@ -134,7 +138,8 @@ def eigsh(
     until it is proved that a copy would have been seen: with probability 0.999 at least, the only
     chance being that of the random vectors (`specdens.methods.eigensolver`). The last eigenvalue
     returned needs no such search, copies of it could only replace it. Nor is one needed with
-    ``block_size`` above every multiplicity. After a `start` all values beyond the last one
+    ``block_size`` above every multiplicity: unless it had to restart, the run itself goes on until
+    its own random vectors prove as much. After a `start` all values beyond the last one
     returned are searched for, since the start may have missed an eigenspace. A search takes no
     more products than have been used before it, but may always take 40; differences below a few
     times the tolerance are not resolved.
@@ -212,7 +217,9 @@ def _capacity(
 ) -> int:
     """Return the number of basis vectors: many, as far as the budget allows."""
     added = 2 * count if columns is None else max(2 * count, int(columns.shape[1]))
-    wanted = max(2 * num_eigenvalues + 20, num_eigenvalues + 60) + added
+    # Blocks are at their best until the first restart: a run of many columns should not need one.
+    roomy = added if count == 1 else added + 4 * count
+    wanted = max(2 * num_eigenvalues + 20, num_eigenvalues + 60) + roomy
     # Beside the basis there are a block, its product and copies of it.
     affordable = checked_count("memory_budget", budget) // space.vector_bytes - 4 * count
     least = 2 * num_eigenvalues + 2 + added + count

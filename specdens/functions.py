@@ -252,9 +252,10 @@ def _assemble(state: BlockState, coefficients: np.ndarray, space: VectorSpace) -
     """Return Q C as columns (n, p)."""
     xp, do = space.backend.xp, kernels(space.backend, space.wide_dtype)
     p = coefficients.shape[1]
-    y = xp.zeros_like(state.basis[0])
-    for j, q in enumerate(state.basis[: len(coefficients) // p]):
-        y = y + do.combine(q, space.from_numpy(coefficients[j * p : (j + 1) * p]))
+    y, done = xp.zeros_like(state.basis[0]), 0
+    for rows in state.basis.first(len(coefficients) // p).rows():
+        part = coefficients[done : done + rows.shape[0]]
+        y, done = y + do.combine(rows, space.from_numpy(part)), done + rows.shape[0]
     return xp.permute_dims(y, (1, 0))
 
 

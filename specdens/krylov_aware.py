@@ -8,6 +8,7 @@ from specdens.arguments import checked_count, checked_seed
 from specdens.backends import Array
 from specdens.functions import NUM_STEPS, dense_matrix, krylov_space
 from specdens.measure import SpectralMeasure
+from specdens.methods.basis import Basis
 from specdens.methods.block import BlockLanczos
 from specdens.methods.columns import kernels
 from specdens.operators import aslinearoperator
@@ -103,19 +104,19 @@ def _deflated(
     A: LinearOperator,  # noqa: N803
     probes: Array,
     num_steps: int,
-) -> tuple[np.ndarray, np.ndarray, tuple[Array, ...]]:
+) -> tuple[np.ndarray, np.ndarray, Basis]:
     """Return the rule for tr Q^* f(A) Q, and Q as blocks of rows, for 2m steps from probes."""
     method = BlockLanczos(2 * num_steps)
     state = krylov_space(method, A, probes)
     theta, vectors, active = method.ritz(state)
     dimension = int(active[:num_steps].sum())
     weights = np.sum(np.abs(vectors[:dimension]) ** 2, axis=0)
-    return theta, weights, state.basis[: min(num_steps, len(state.diagonal))]
+    return theta, weights, state.basis.first(min(num_steps, len(state.diagonal)))
 
 
 def _complement_rule(
     A: LinearOperator,  # noqa: N803
-    basis: tuple[Array, ...],
+    basis: Basis,
     seed: int,
     indices: range,
     num_steps: int,
@@ -128,8 +129,8 @@ def _complement_rule(
     rules = []
     for start in range(0, len(indices), size):
         v = xp.permute_dims(draw(sphere, space, seed, indices[start : start + size]), (1, 0))
-        for q in (*basis, *basis):  # twice is enough
-            v, _ = do.remove(v, q)
+        for rows in (*basis.rows(), *basis.rows()):  # twice is enough
+            v, _ = do.remove(v, rows)
         norms = np.sqrt(np.diagonal(space.to_numpy(do.inner(v, v))).real)
         columns = xp.permute_dims(v / space.from_numpy(norms[:, None]), (1, 0))
         rules.append(method.finish(A, krylov_space(method, A, columns)).shared)

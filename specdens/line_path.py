@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from specdens.arguments import checked_numbers, shown
+
 
 @dataclass(frozen=True, eq=False)
 class LinePath:
@@ -68,6 +70,8 @@ def line_path(alphas: ArrayLike, value: Callable[[float], np.ndarray]) -> LinePa
     ------
     ValueError
         If `alphas` are not finite numbers in one row.
+    TypeError
+        If they are no numbers.
 
     Examples
     --------
@@ -75,10 +79,11 @@ def line_path(alphas: ArrayLike, value: Callable[[float], np.ndarray]) -> LinePa
     >>> path.barrier
     0.5
     """
-    places = np.array(alphas, dtype=np.float64)
+    places = checked_numbers("alphas", alphas).copy()
     if places.ndim != 1 or not places.size or not np.isfinite(places).all():
         msg = (
-            f"alphas={alphas!r} must be finite numbers in one row; np.linspace(0, 1, 21) are some."
+            f"alphas={shown(alphas)} must be finite numbers in one row; np.linspace(0, 1, 21) are "
+            "some."
         )
         raise ValueError(msg)
     values = [value(alpha) for alpha in places.tolist()]

@@ -15,15 +15,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from specdens.arguments import (
+    check_alike,
     checked_choice,
     checked_count,
     checked_fraction,
     checked_number,
     checked_numbers,
     checked_probabilities,
-    values_of,
 )
-from specdens.estimate import Accuracy, Estimate, over_probes
+from specdens.estimate import Accuracy, Estimate, average, checked_rule, equal_mass, jumps, smoothed
 from specdens.interpretation import Rule, band, join, plain, read, steps_of
 from specdens.quadrature import step_distance
 from specdens.sharpening import Outliers
@@ -80,14 +80,7 @@ class SpectralMeasure:
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        nodes = np.atleast_2d(checked_numbers("nodes", self.nodes))
-        weights = np.atleast_2d(checked_numbers("weights", self.weights))
-        if nodes.shape != weights.shape or nodes.ndim != 2 or nodes.size == 0:
-            msg = f"nodes have shape {nodes.shape}, weights {weights.shape}; expected one (p, m)."
-            raise ValueError(msg)
-        if not (np.isfinite(nodes).all() and np.isfinite(weights).all()):
-            msg = "nodes or weights have entries that are NaN or Inf; both must be finite."
-            raise ValueError(msg)
+        nodes, weights = checked_rule(self.nodes, self.weights)
         checked_count("dimension", self.dimension)
         object.__setattr__(self, "nodes", nodes)
         object.__setattr__(self, "weights", weights)
@@ -155,6 +148,11 @@ class SpectralMeasure:
         f : callable
             Takes and returns an array, element by element. Called on nodes that carry weight only.
 
+        Returns
+        -------
+        Estimate
+            Its standard error is that of the probes, as everywhere below.
+
         Raises
         ------
         ValueError
@@ -162,18 +160,24 @@ class SpectralMeasure:
         TypeError
             If `f` is no function, or returns something else than numbers.
         """
-        used = self.weights != 0
-        values = values_of(f, self.nodes[used])
-        terms = np.zeros(self.nodes.shape, dtype=np.result_type(values, np.float64))
-        terms[used] = self.weights[used] * values
-        return over_probes(terms.sum(axis=1))
+        return average(f, self.nodes, self.weights)
 
     def trace(self, f: Callable[[np.ndarray], np.ndarray] = np.asarray) -> Estimate:
-        """Return ``tr f(A)``, by default the trace; ``np.log`` gives the log-determinant."""
+        """Return ``tr f(A)``, by default the trace; ``np.log`` gives the log-determinant.
+
+        Returns
+        -------
+        Estimate
+            n times the average that `integrate` returns.
+        """
         return Estimate(*(self.dimension * part for part in self.integrate(f)))
 
     def moment(self, order: int) -> Estimate:
         """Return the average of ``eigenvalue ** order``.
+
+        Returns
+        -------
+        Estimate
 
         Raises
         ------
@@ -188,8 +192,13 @@ class SpectralMeasure:
     def count(self, low: float, high: float) -> Estimate:
         """Return how many eigenvalues lie in the closed interval [low, high], without smoothing.
 
-        The standard error is that of the probes. An interval narrower than the steps resolve can
-        miss nodes that stand for eigenvalues in it: half a gap on either side is safe.
+        An interval narrower than the steps resolve can miss nodes that stand for eigenvalues in it:
+        half a gap on either side is safe.
+
+        Returns
+        -------
+        Estimate
+            Of up to n.
         """
         if not checked_number("low", low) <= checked_number("high", high):
             msg = f"low={low} must not exceed high={high}; swap them."
@@ -197,26 +206,29 @@ class SpectralMeasure:
         return self.trace(lambda x: ((x >= low) & (x <= high)).astype(np.float64))
 
     def pdf(self, x: ArrayLike, smoothing: Smoothing | None = None) -> Estimate:
-        """Return the density at `x`, in 1 / eigenvalue units; it integrates to 1 as it is."""
-        return self._smoothed(self._broadening(smoothing).density, x)
+        """Return the density at `x`, in 1 / eigenvalue units; it integrates to 1 as it is.
+
+        Returns
+        -------
+        Estimate
+            Two arrays in the shape of `x`.
+        """
+        return smoothed(self._broadening(smoothing).density, x, self.nodes, self.weights)
 
     def cdf(self, x: ArrayLike, smoothing: Smoothing | None = None) -> Estimate:
         """Return the fraction of eigenvalues up to `x`: the integral of `pdf`.
 
         ``smoothing=Gaussian(0)`` gives the step function of the rule itself.
+
+        Returns
+        -------
+        Estimate
+            Two arrays in the shape of `x`.
         """
-        return self._smoothed(self._broadening(smoothing).cumulative, x)
+        return smoothed(self._broadening(smoothing).cumulative, x, self.nodes, self.weights)
 
     def _broadening(self, smoothing: Smoothing | None) -> Smoothing:
         return self.smoothing if smoothing is None else checked_smoothing(smoothing)
-
-    def _smoothed(self, kernel: Callable[..., np.ndarray], x: ArrayLike) -> Estimate:
-        at = checked_numbers("x", x)
-        rows = [
-            kernel(at.ravel(), nodes[weights != 0]) @ weights[weights != 0]
-            for nodes, weights in zip(self.nodes, self.weights, strict=True)
-        ]
-        return over_probes(np.stack(rows).reshape(self.num_probes, *at.shape))
 
     def log_pdf(self, x: ArrayLike, width: float | None = None) -> Estimate:
         r"""Return the density of :math:`u = \ln |\lambda|` at `x`, both signs together.
@@ -231,6 +243,11 @@ class SpectralMeasure:
         width : float, optional
             Standard deviation of the Gaussian kernel in u. By default the range of the nodes'
             logarithms divided by the number of nodes per probe.
+
+        Returns
+        -------
+        Estimate
+            Two arrays in the shape of `x`.
         """
         zero = self.rule.resolution if self.rule is not None else 0.0
         shown = (np.abs(self.nodes) > zero) & (self.weights != 0)
@@ -281,17 +298,10 @@ class SpectralMeasure:
     def quantile(self, q: ArrayLike) -> np.ndarray:
         """Return the smallest node up to which a fraction `q` of eigenvalues lies, unsmoothed."""
         q = checked_probabilities("q", q)
-        nodes, cumulative = self._steps()
+        nodes, cumulative = jumps(self.nodes, self.weights)
         cumulative = np.maximum.accumulate(cumulative)  # signed weights of moments go up and down
         # A rounding below the jump is the jump: cumulative sums of weights are not exact.
         return nodes[np.minimum(np.searchsorted(cumulative, q - 1e-12), len(nodes) - 1)]
-
-    def _steps(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return all nodes, ascending, and the average distribution function just after each."""
-        used = self.weights.ravel() != 0
-        nodes, weights = self.nodes.ravel()[used], self.weights.ravel()[used] / self.num_probes
-        order = np.argsort(nodes, kind="stable")
-        return nodes[order], np.cumsum(weights[order])
 
     def distance(self, other: SpectralMeasure | ArrayLike) -> float:
         r"""Return the Wasserstein-1 distance :math:`\int |F - G|` to another measure, without
@@ -302,13 +312,11 @@ class SpectralMeasure:
         other : SpectralMeasure or array_like of shape (n,)
             A measure, or eigenvalues of equal mass.
         """
-        if not isinstance(other, SpectralMeasure):
-            values = checked_numbers("other", other).ravel()
-            if not (values.size and np.isfinite(values).all()):
-                msg = f"other has {values.size} eigenvalues; expected one or more, all finite."
-                raise ValueError(msg)
-            other = SpectralMeasure(values, np.full(values.shape, 1 / values.size), values.size)
-        return step_distance(*self._steps(), *other._steps())
+        if isinstance(other, SpectralMeasure):
+            theirs = jumps(other.nodes, other.weights)
+        else:
+            theirs = equal_mass("other", other)
+        return step_distance(*jumps(self.nodes, self.weights), *theirs)
 
     def plain(self) -> SpectralMeasure:
         """Return the measure of the rule as computed, without outliers at their exact mass."""
@@ -340,14 +348,8 @@ class SpectralMeasure:
             whose = "this measure" if self.rule is None else "other"
             msg = f"{whose} has no rule, as slq and kpm keep it; only measures of runs are joined."
             raise ValueError(msg)
-        if self.dimension != other.dimension:
-            msg = f"other has dimension={other.dimension}, expected {self.dimension}."
-            raise ValueError(msg)
-        for key in ("probes", "method"):
-            if self.provenance.get(key) != other.provenance.get(key):
-                mine, theirs = self.provenance.get(key), other.provenance.get(key)
-                msg = f"other has {key}={theirs!r}, this measure {mine!r}; only like can be joined."
-                raise ValueError(msg)
+        mine, theirs = ({**m.provenance, "dimension": m.dimension} for m in (self, other))
+        check_alike("other", theirs, "this measure", mine, ("dimension", "probes", "method"))
         seeds = [*self.provenance["seeds"], *other.provenance["seeds"]]
         if len(set(seeds)) < len(seeds):
             msg = f"seed={other.provenance['seeds']} was used already; run other with another seed."

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from specdens.algebra import project_out
+from specdens.arguments import checked_choice
 from specdens.backends import Array
 from specdens.eigenpairs import eigsh
 from specdens.gram import Attribution, attributed
@@ -45,6 +46,8 @@ def without_part(
     ------
     ValueError
         If `how` is unknown.
+    TypeError
+        If `how` is no word.
 
     References
     ----------
@@ -58,9 +61,7 @@ def without_part(
     >>> without_part(matrix, part, lambda: np.eye(2)[:, :1], "subtract") @ np.ones(2)
     array([1., 4.])
     """
-    if how not in ("project", "subtract"):
-        msg = f"how={how!r} is unknown; expected 'project' or 'subtract'."
-        raise ValueError(msg)
+    checked_choice("how", how, ("project", "subtract"))
     whole = aslinearoperator(matrix)
     if how == "subtract":
         return whole - part

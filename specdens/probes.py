@@ -7,10 +7,11 @@ moved: the same probes on every library, device and block size, and no generator
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections import deque
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -24,7 +25,11 @@ ProbeSampler: TypeAlias = Callable[[VectorSpace, int, int], Array]
 
 #: What a sampler is, in errors.
 EXPECTED_SAMPLER = "a sampler: sphere, rademacher or from_vectors(vectors)"
-_LARGE = 2**20  # entries of all probes together from which threads are worth starting
+_LARGE = 2**17  # entries of all probes together from which threads are worth starting
+_ROWS = 2**13  # entries of every probe that a thread moves at once
+_TOGETHER = 16  # probes that are drawn before they are moved, fewer if they are
+_BUFFER = 2**22  # entries or more
+_SUMMED = 2**13  # entries of one sum of squares, too few for BLAS to divide among cores
 _PER_COUNT = 4  # numbers that Philox makes for each value of its counter
 _STREAMS = 1  # word of the counter that keeps uniform streams apart from probes
 
@@ -83,12 +88,25 @@ def sphere(space: VectorSpace, seed: int, index: int) -> np.ndarray:
     >>> bool(np.isclose(np.linalg.norm(v), 1.0))
     True
     """
-    rng = generator(seed, index)
-    v = rng.standard_normal(space.dimension)
-    if space.is_complex:
-        v = v + 1j * rng.standard_normal(space.dimension)
-    v /= np.linalg.norm(v)
+    v: np.ndarray = np.empty(space.dimension, _host_dtype(space))
+    _fill_with_normals(v, seed, index)
+    v /= _norm(v)
     return v
+
+
+def _norm(v: np.ndarray) -> float:
+    """Return the norm, the same bits on any number of cores."""
+    parts = [np.linalg.norm(v[start : start + _SUMMED]) for start in range(0, len(v), _SUMMED)]
+    return float(parts[0] if len(parts) == 1 else np.linalg.norm(parts))
+
+
+def _fill_with_normals(v: np.ndarray, seed: int, index: int) -> None:
+    rng = generator(seed, index)
+    if v.dtype.kind == "c":
+        v.real = rng.standard_normal(v.size)
+        v.imag = rng.standard_normal(v.size)
+    else:
+        rng.standard_normal(out=v)
 
 
 def rademacher(space: VectorSpace, seed: int, index: int) -> np.ndarray:
@@ -158,11 +176,12 @@ def draw(sampler: ProbeSampler, space: VectorSpace, seed: int, indices: range) -
         If `sampler` cannot be called, or a probe is no array, or complex for a real operator.
     """
     checked_callable("probes", sampler, EXPECTED_SAMPLER)
+    if is_isotropic(sampler):
+        return space.from_numpy(_draw_own(sampler, space, seed, indices))
     host: np.ndarray | None = None
     moved = []
-    for j, (index, v) in enumerate(
-        zip(indices, _drawn(sampler, space, seed, indices), strict=True)
-    ):
+    for j, index in enumerate(indices):
+        v = sampler(space, seed, index)
         backend_of(v, f"probe {index}")
         if tuple(v.shape) != (space.dimension,):
             msg = f"probe {index} has shape {tuple(v.shape)}; expected ({space.dimension},)."
@@ -174,9 +193,7 @@ def draw(sampler: ProbeSampler, space: VectorSpace, seed: int, indices: range) -
             moved.append(_unit(v, space, index))
             continue
         if host is None:
-            host = np.empty(
-                (space.dimension, len(indices)), np.complex128 if space.is_complex else float
-            )
+            host = np.empty((space.dimension, len(indices)), _host_dtype(space))
         norm = np.linalg.norm(v)
         _check_norm(float(norm), index)
         np.divide(v, norm, out=host[:, j])
@@ -185,15 +202,46 @@ def draw(sampler: ProbeSampler, space: VectorSpace, seed: int, indices: range) -
     return space.from_numpy(host)
 
 
-def _drawn(sampler: ProbeSampler, space: VectorSpace, seed: int, indices: range) -> Iterator[Array]:
-    """Yield the probes in order; the library's own are drawn on all cores if they are large."""
-    one = partial(sampler, space, seed)
-    is_large = space.dimension * len(indices) >= _LARGE
-    if not (is_large and len(indices) > 1 and is_isotropic(sampler)):
-        yield from map(one, indices)
-        return
-    with ThreadPoolExecutor(min(len(indices), os.cpu_count() or 1)) as pool:
-        yield from pool.map(one, indices)
+def _draw_own(sampler: ProbeSampler, space: VectorSpace, seed: int, indices: range) -> np.ndarray:
+    """Return unit probes of a sampler of this module (n, p), on all cores if they are large.
+
+    Threads only draw and move numbers. Norms are for the caller alone: BLAS may use all cores for
+    each, and would wait for itself if several threads asked.
+    """
+    n, p = space.dimension, len(indices)
+    workers = min(p, os.cpu_count() or 1) if n * p >= _LARGE else 1
+    host: np.ndarray = np.empty((n, p), _host_dtype(space))
+    together = max(workers, min(_TOGETHER, _BUFFER // n))
+    vectors: np.ndarray = np.empty((min(p, together), n), host.dtype)
+    with ThreadPoolExecutor(workers) as pool:
+        each: Any = pool.map if workers > 1 else map
+        for start in range(0, p, len(vectors)):
+            part = vectors[: p - start]
+            columns = host[:, start : start + len(part)]
+            deque(each(partial(_fill, sampler, space, seed), indices[start:], part), maxlen=0)
+            if sampler is sphere:  # as the sampler does itself: the bits are the same
+                for v in part:
+                    v /= _norm(v)
+            norms = np.array([_norm(v) for v in part])
+            deque(each(partial(_move, part, norms, columns), range(0, n, _ROWS)), maxlen=0)
+    return host
+
+
+def _fill(sampler: ProbeSampler, space: VectorSpace, seed: int, index: int, v: np.ndarray) -> None:
+    if sampler is sphere:
+        _fill_with_normals(v, seed, index)
+    else:
+        v[:] = sampler(space, seed, index)
+
+
+def _move(vectors: np.ndarray, norms: np.ndarray, columns: np.ndarray, start: int) -> None:
+    """Set some rows of the columns (n, p) to normalized vectors (p, n)."""
+    rows = slice(start, start + _ROWS)
+    columns[rows] = (vectors[:, rows] / norms[:, None]).T
+
+
+def _host_dtype(space: VectorSpace) -> type:
+    return np.complex128 if space.is_complex else np.float64
 
 
 def _unit(v: Array, space: VectorSpace, index: int) -> Array:

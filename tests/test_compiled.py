@@ -87,10 +87,12 @@ def test_other_arguments_are_left_to_the_generic_forms():
     assert fast["take"](x.astype(np.longdouble), y, np.eye(3)) is NotImplemented
 
 
-def test_without_numba_everything_is_generic(monkeypatch):
+def test_without_numba_products_are_those_of_the_matrix(monkeypatch):
     monkeypatch.setattr(backend_module, "_compiled", lambda: None)
-    x, y, z = _blocks(np.float64, 3)
-    assert get_backend("numpy").fast["three_term"](x, y, z, np.ones(_P)) is NotImplemented
+    x, y = _blocks(np.float64, 2)
+    fast = get_backend("numpy").fast
+    assert fast["csr_product"](_laplacian(), x) is NotImplemented
+    assert fast["csr_three_term"](_laplacian(), x, y, np.ones(_P)) is NotImplemented
     assert slq(_laplacian(), num_probes=2, num_steps=5, reorthogonalize=False).num_probes == 2
 
 

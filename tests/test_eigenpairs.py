@@ -171,7 +171,7 @@ def test_the_cube_with_its_multiplicities(which):
 def test_products_are_counted_by_columns():
     counting = CountingOperator(diagonal(spiked_spectrum(300, 10)))
     result = eigsh(counting, 4, block_size=3)
-    assert {shape[1] for shape in counting.shapes} == {3}
+    assert {shape[1] for shape in counting.shapes} <= {1, 2, 3}
     assert result.num_products == sum(shape[1] for shape in counting.shapes)
     assert len(counting.shapes) < 15
 

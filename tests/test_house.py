@@ -48,7 +48,7 @@ PUBLIC = set(
 LAYERS = [
     {"backends"},
     {"spaces"},
-    {"foreign"},
+    {"foreign", "symmetry"},
     {"operators"},
     {"algebra", "probes", "structured"},
     {"methods"},

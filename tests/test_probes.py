@@ -55,11 +55,17 @@ def test_single_precision_sees_the_same_probes_rounded(library):
 
 
 @pytest.mark.parametrize("sampler", [sphere, rademacher])
-def test_large_probes_drawn_on_several_cores_are_the_same(sampler, monkeypatch):
-    space = VectorSpace.like(np.zeros(1000))
+@pytest.mark.parametrize("dtype", [float, complex])
+def test_large_probes_drawn_on_several_cores_are_the_same(sampler, dtype, monkeypatch):
+    space = VectorSpace.like(np.zeros(1000, dtype))
+    vectors = np.stack([sampler(space, 5, i) for i in range(2, 9)], axis=1)
     expected = draw(sampler, space, 5, range(2, 9))
+    np.testing.assert_allclose(expected, vectors / np.linalg.norm(vectors, axis=0), rtol=1e-14)
     monkeypatch.setattr("specdens.probes._LARGE", 1)
-    assert np.array_equal(draw(sampler, space, 5, range(2, 9)), expected)
+    monkeypatch.setattr("specdens.probes._ROWS", 300)
+    for together in (1, 3, 16):
+        monkeypatch.setattr("specdens.probes._TOGETHER", together)
+        assert np.array_equal(draw(sampler, space, 5, range(2, 9)), expected)
 
 
 def test_probes_do_not_depend_on_the_block_they_are_drawn_in():

@@ -5,6 +5,45 @@ from __future__ import annotations
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
+
+from specdens.arguments import shown
+
+_WIDER = ("float32", "float64")
+
+
+def checked_accumulation(accumulate: Any, own: Any) -> tuple[Any, bool]:
+    """Return the dtype that sums over the data have, and whether their errors are added up too.
+
+    Parameters
+    ----------
+    accumulate : str, dtype or None
+        None for the dtype `own` of the vectors, ``"compensated"`` for that and the errors.
+
+    Raises
+    ------
+    TypeError
+        If it is neither a name nor a dtype.
+    ValueError
+        If it is another name, or a dtype that is not floating, narrower or not switched on.
+    """
+    if accumulate is None or (isinstance(accumulate, str) and accumulate == "compensated"):
+        return own, accumulate is not None
+    wider = [name for name in _WIDER if jnp.promote_types(name, own) == name]
+    msg = (
+        f"accumulate={shown(accumulate)} must be 'compensated' or a dtype at least as wide as "
+        f"{jnp.dtype(own)}, {' or '.join(map(repr, wider))}."
+    )
+    if not isinstance(accumulate, str | type | np.dtype):
+        raise TypeError(msg)
+    name = accumulate if isinstance(accumulate, str) else np.dtype(accumulate).name
+    if name not in wider:
+        raise ValueError(msg)
+    if jax.dtypes.canonicalize_dtype(name) != name:
+        msg = f"{msg[:-1]} (switch jax_enable_x64 on)."
+        raise ValueError(msg)
+    return jnp.dtype(name), False
 
 
 def accumulated(total: Any, rows: jax.Array) -> Any:

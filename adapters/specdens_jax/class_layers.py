@@ -14,9 +14,11 @@ from specdens_jax.class_products import NO_PROBABILITIES, ClassPasses, ExtendedG
 from specdens_jax.data import Batch, num_examples
 from specdens_jax.layer_curvature import einsum
 from specdens_jax.risk import Leaves, Risk, Totals
+from specdens_jax.sharding import on_automatic_axes
 from specdens_jax.tapping import Product, Tapped, tapped
 
 
+@on_automatic_axes
 def layer_structure(risk: Risk, name: str, weighting: str) -> LayerStructure:
     """Return the structure of the layer called `name`, from one pass over the data.
 

@@ -12,7 +12,8 @@ from specdens import VectorSpace, hierarchy
 from specdens.class_parts import check_num_classes, check_weighting, divided
 from specdens_jax.class_products import NO_PROBABILITIES, ClassPasses, check_softmax
 from specdens_jax.parameters import FlatParameters
-from specdens_jax.risk import Risk, Totals
+from specdens_jax.risk import Risk, Totals, check_risk
+from specdens_jax.sharding import on_automatic_axes
 
 #: Bytes that pair means and their inner products may take at a time: 2 GiB.
 MEMORY_BUDGET = 2 * 2**30
@@ -25,9 +26,7 @@ class ClassMeans:
     def __init__(
         self, risk: Risk, num_classes: int | None = None, weighting: str = "probability"
     ) -> None:
-        if not isinstance(risk, Risk):
-            msg = f"risk has type {type(risk).__qualname__}; expected a Risk, with its data."
-            raise TypeError(msg)
+        check_risk(risk)
         check_weighting(weighting)
         check_num_classes(num_classes)
         check_softmax(risk.loss)
@@ -35,6 +34,7 @@ class ClassMeans:
         self._passes = ClassPasses(risk, weighting)
 
     @cached_property
+    @on_automatic_axes
     def num_classes(self) -> int:
         """The number C of classes, that of the logits."""
         found = self._passes.num_classes()
@@ -57,6 +57,7 @@ class ClassMeans:
         return self.risk.parameters.space
 
     @cached_property
+    @on_automatic_axes
     def _weights(self) -> tuple[np.ndarray, Totals]:
         _ = self.num_classes  # which checks it
         pairs, totals = self._passes.weights()
@@ -79,9 +80,14 @@ class ClassMeans:
         """The weights w_c of the classes, (C,), without the pairs of equal classes."""
         return hierarchy.class_weights(self.pair_weights)
 
-    @cached_property
+    @property
+    @on_automatic_axes
     def class_means(self) -> jax.Array:
         """The class means g_c, (p, C), zero for a class without weight."""
+        return self._class_means
+
+    @cached_property
+    def _class_means(self) -> jax.Array:
         count = self.num_classes
         return self._means(np.arange(count), 1 - np.eye(count), self.class_weights)
 
@@ -106,6 +112,7 @@ class ClassMeans:
         others = np.tile(np.eye(count), (len(classes), 1))
         return self._means(np.repeat(classes, count), others, weights)
 
+    @on_automatic_axes
     def pair_means(self) -> jax.Array:
         """Return the pair means g_cc', zero where the pair has no weight.
 
@@ -119,7 +126,7 @@ class ClassMeans:
 
     def release(self) -> None:
         """Free the means and inner products that are kept."""
-        for name in ("_weights", "class_means", "_equal_means", "_gram"):
+        for name in ("_weights", "_class_means", "_equal_means", "_gram"):
             self.__dict__.pop(name, None)
 
     def _affordable(self) -> int:
@@ -133,6 +140,7 @@ class ClassMeans:
             return self.class_means, self.class_weights
         return self._equal_means, np.diagonal(self.pair_weights)
 
+    @on_automatic_axes
     def pair_gram(self) -> np.ndarray:
         """Return the inner products of all pair means.
 

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from specdens import Arithmetic, LinearOperator, VectorSpace, hierarchy
+from specdens.arguments import checked_numbers, shown
 from specdens.class_parts import check_part, is_integer
 from specdens.layer_structure import LayerStructure
 from specdens.model_structure import attribution, without_part
 from specdens_jax.class_layers import layer_structure
 from specdens_jax.class_means import ClassMeans, gram_of, matmul
 from specdens_jax.linearized import check_vectors
-from specdens_jax.sharding import automatic
+from specdens_jax.sharding import on_automatic_axes
 
 
 class ClassStructure(ClassMeans):
@@ -112,6 +113,7 @@ class ClassStructure(ClassMeans):
         """The second moment of the pair means of equal classes, of rank C at most."""
         return _Part(self, "equal")
 
+    @on_automatic_axes
     def eigenvalues(self, part: str) -> np.ndarray:
         """Return the nonzero eigenvalues of a part, from a matrix of inner products.
 
@@ -131,12 +133,13 @@ class ClassStructure(ClassMeans):
         ValueError
             If `part` is none of these, or C ** 4 numbers do not fit `MEMORY_BUDGET`.
         """
+        check_part(part, of_model=True)
         if part in ("class", "equal"):
             means, weights = self._class_vectors(part)
             return hierarchy.weighted_eigenvalues(gram_of(means), weights)
-        check_part(part, of_model=True)
         return hierarchy.part_eigenvalues(self.pair_gram(), self.pair_weights, part)
 
+    @on_automatic_axes
     def principal_subspace(self, k: int) -> jax.Array:
         """Return an orthonormal basis of the k leading directions of the class means.
 
@@ -169,6 +172,7 @@ class ClassStructure(ClassMeans):
             raise ValueError(msg)
         return basis[:, :k]
 
+    @on_automatic_axes
     def basis(self, part: str) -> jax.Array:
         """Return an orthonormal basis of the range of a part, leading eigenvectors first.
 
@@ -258,8 +262,14 @@ class ClassStructure(ClassMeans):
         ------
         ValueError
             If the shapes do not belong together, and as `eigenvalues`.
+        TypeError
+            If `eigenvectors` is no array, or `eigenvalues` are no real numbers.
         """
-        return attribution(self.basis(part), eigenvalues, eigenvectors)
+        if not isinstance(eigenvectors, jax.Array | np.ndarray):
+            msg = f"eigenvectors={shown(eigenvectors)} must be an array of shape (p, k)."
+            raise TypeError(msg)
+        values = checked_numbers("eigenvalues", eigenvalues)
+        return attribution(self.basis(part), values, eigenvectors)
 
     def squared_distances(self) -> np.ndarray:
         """Return the squared distances between all class means and pair means.
@@ -343,9 +353,10 @@ class _Part(Arithmetic):
     def space(self) -> VectorSpace:
         return self._structure.space
 
+    @on_automatic_axes
     def __matmul__(self, x: jax.Array, /) -> jax.Array:
         check_vectors(x, self.space)
-        x, parameters = automatic(x), self._structure.parameters
+        parameters = self._structure.parameters
         rows = x[None] if x.ndim == 1 else x.T
         rows = jax.device_put(rows, parameters.rows_layout(len(rows)))
         total = self._structure._multiplied(self._part, rows).astype(x.dtype)

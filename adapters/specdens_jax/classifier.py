@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from specdens.arguments import shown
 from specdens.certificates.checks import (
     check_center,
     check_class_range,
@@ -127,6 +128,8 @@ def check_prior(risk: Risk, prior_mean: Any) -> jax.Array:
     ValueError
         If it has another shape, is not finite, or equals the risk's parameters; or if leaves that
         do not vary are others.
+    TypeError
+        If it is no array.
     """
     flat = risk.parameters
     dtype = flat.space.working_dtype
@@ -143,7 +146,14 @@ def check_prior(risk: Risk, prior_mean: Any) -> jax.Array:
             raise ValueError(msg)
         vector = flat.ravel(prior_mean).astype(dtype)
     else:
-        vector = jnp.asarray(prior_mean)
+        try:
+            vector = jnp.asarray(prior_mean)
+        except (TypeError, ValueError) as error:
+            msg = (
+                f"prior_mean={shown(prior_mean)} is no array; expected the parameters before "
+                "training, as a flat vector or a pytree like the params."
+            )
+            raise TypeError(msg) from error
         if vector.shape != (flat.size,):
             msg = (
                 f"prior_mean has shape {vector.shape}; expected ({flat.size},), "

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from specdens_jax.sharding import automatic, from_caller
+
 
 class Batch(NamedTuple):
     """Inputs and targets of some examples: arrays, or pytrees of arrays."""
@@ -55,7 +57,7 @@ class DataSource:
         if self.in_memory:
             yield from self._batches
             return
-        for number, item in enumerate(self._data):
+        for number, item in enumerate(from_caller(self._data)):
             yield from self._parts(as_batch(item, f"item {number} of data"))
 
     def _parts(self, batch: Batch) -> Iterator[Batch]:
@@ -111,7 +113,7 @@ def as_batch(item: Any, what: str) -> Batch:
 
 def _as_array(leaf: Any) -> jax.Array:
     if isinstance(leaf, jax.Array):
-        return leaf
+        return automatic(leaf)
     if hasattr(leaf, "detach"):  # a torch tensor, which may require gradients
         leaf = leaf.detach()
     try:

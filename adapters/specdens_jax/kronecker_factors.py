@@ -11,6 +11,7 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from specdens import Arithmetic, LinearOperator, VectorSpace, restrict
+from specdens.arguments import checked_integer, checked_numbers, shown
 from specdens.gram import check_number
 from specdens.kronecker_structure import (
     Correspondence,
@@ -30,8 +31,9 @@ from specdens.model_structure import (
 )
 from specdens_jax.class_products import NO_PROBABILITIES, check_softmax
 from specdens_jax.layer_passes import LayerPasses
+from specdens_jax.linearized import check_vectors
 from specdens_jax.parameters import FlatParameters
-from specdens_jax.risk import Risk
+from specdens_jax.risk import Risk, check_risk
 from specdens_jax.sharding import whole
 
 
@@ -83,7 +85,7 @@ class KroneckerFactors:
         exactly one product with a matrix (tied weights, loops), or examples of a batch are mixed;
         and as `Hessian`.
     TypeError
-        If `risk` is no `Risk`.
+        If `risk` is no `Risk`, or `per_class` or `bias` no truth value.
 
     Notes
     -----
@@ -129,9 +131,11 @@ class KroneckerFactors:
         bias: bool = False,
         weight_sharing: str = "expand",
     ) -> None:
-        if not isinstance(risk, Risk):
-            msg = f"risk has type {type(risk).__qualname__}; expected a Risk."
-            raise TypeError(msg)
+        check_risk(risk)
+        for name, value in (("per_class", per_class), ("bias", bias)):
+            if not isinstance(value, bool | np.bool_):
+                msg = f"{name}={shown(value)} must be True or False."
+                raise TypeError(msg)
         check_weight_sharing(weight_sharing)
         if per_class:
             check_softmax(risk.loss)
@@ -225,11 +229,13 @@ class KroneckerFactors:
         ------
         ValueError
             If k is below 1 or above m d.
+        TypeError
+            If k is no integer.
         """
+        check_number(checked_integer("k", k), self.space.dimension)
         if not self.per_class:
             found = kronecker_eigenpairs(*self._bases, k)
             return found._replace(eigenvectors=self._columns(found.eigenvectors))
-        check_number(k, self.space.dimension)
         found = largest_eigenpairs(self._sum(np.asarray), k, tol=1e-10, progress=False)
         return found._replace(eigenvectors=self.space.from_numpy(found.eigenvectors))
 
@@ -286,7 +292,10 @@ class KroneckerFactors:
         return reshaped_rank_ratio(self._row_major(eigenvectors), self.shape)
 
     def _row_major(self, vectors: Any) -> np.ndarray:
-        host = np.asarray(vectors, dtype=np.float64)
+        host = checked_numbers("eigenvectors", vectors)
+        if not host.ndim:
+            msg = f"eigenvectors={shown(vectors)} must be an array of shape (m * d, k)."
+            raise ValueError(msg)
         return host[self._passes.places.ravel()] if len(host) == self._passes.places.size else host
 
     def _columns(self, row_major: np.ndarray) -> Any:
@@ -329,6 +338,12 @@ class CorrectedKronecker(Arithmetic):
     """
 
     def __init__(self, factors: KroneckerFactors, eigenvalues: np.ndarray) -> None:
+        if not isinstance(factors, KroneckerFactors):
+            msg = (
+                f"factors has type {type(factors).__qualname__}; expected KroneckerFactors, whose "
+                "method corrected makes this."
+            )
+            raise TypeError(msg)
         self.eigenvalues = eigenvalues
         self.space: VectorSpace = factors.space
         self._factors, (left, right) = factors, factors._bases
@@ -336,6 +351,7 @@ class CorrectedKronecker(Arithmetic):
         self._operator = factors._ordered(kronecker_diagonal(*parts))
 
     def __matmul__(self, x: jax.Array, /) -> Any:
+        check_vectors(x, self.space)
         return self._operator @ x
 
     def eigsh(self, k: int) -> KroneckerEigenpairs:
@@ -354,7 +370,10 @@ class CorrectedKronecker(Arithmetic):
         ------
         ValueError
             If k is below 1 or above m d.
+        TypeError
+            If k is no integer.
         """
+        check_number(checked_integer("k", k), self.space.dimension)
         found = kronecker_eigenpairs(*self._factors._bases, k, eigenvalues=self.eigenvalues)
         return found._replace(eigenvectors=self._factors._columns(found.eigenvectors))
 

@@ -13,6 +13,7 @@ import numpy as np
 from specdens_jax.data import Batch, num_examples
 from specdens_jax.layer_curvature import LayerBatch, einsum, layer_batch
 from specdens_jax.risk import Leaves, Risk
+from specdens_jax.sharding import on_automatic_axes
 
 
 class LayerPasses:
@@ -55,6 +56,7 @@ class LayerPasses:
         self._whole = risk  # whose compiled functions and checks are used
 
     @cached_property
+    @on_automatic_axes
     def places(self) -> np.ndarray:
         """The place of every output and input in flat vectors, (m, d); from a trace of a batch."""
         found: list[np.ndarray] = []
@@ -74,11 +76,13 @@ class LayerPasses:
         """Return the sums of M, of x x^T and of weights by class, and the sum of all weights."""
         return self._added_up("factors", self._add_factors, None)
 
+    @on_automatic_axes
     def diagonal(self, U: np.ndarray, V: np.ndarray) -> tuple[list[np.ndarray], float]:  # noqa: N803
         """Return the diagonal of the block in a basis u_i kron v_j, and the sum of weights."""
         bases = [jnp.asarray(basis, self.risk.accumulation_dtype) for basis in (U, V)]
         return self._added_up("diagonal", self._add_squares, bases)
 
+    @on_automatic_axes
     def _added_up(
         self, name: str, function: Callable[..., Any], operand: Any
     ) -> tuple[list[np.ndarray], float]:

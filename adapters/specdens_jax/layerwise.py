@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 from specdens import SpectralMeasure, slq
-from specdens.arguments import checked_choice
+from specdens.arguments import checked_choice, shown
 from specdens_jax.linearized import RiskMatrix
 
 
@@ -94,6 +94,9 @@ def layerwise(
     groups: dict[str, list[str]] = {}
     for name in operator.parameters.names:
         key = rule(name)
+        if not isinstance(key, Hashable):
+            msg = f"by({name!r}) returned {shown(key)}; expected the name of a block, or None."
+            raise TypeError(msg)
         if key is not None:
             groups.setdefault(key, []).append(name)
     if not groups:

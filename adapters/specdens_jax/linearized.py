@@ -15,7 +15,7 @@ from specdens_jax.accumulation import accumulated, finished
 from specdens_jax.data import Batch, num_examples
 from specdens_jax.parameters import FlatParameters, PyTree, Selection
 from specdens_jax.risk import Leaves, Risk, Totals, new_total
-from specdens_jax.sharding import automatic, num_parts
+from specdens_jax.sharding import num_parts, on_automatic_axes
 
 # One batch's share of a matrix, not yet divided by the sum of weights: from leaves to leaves.
 Linear: TypeAlias = Callable[[Leaves], Leaves]
@@ -65,9 +65,9 @@ class RiskMatrix(Arithmetic, ABC):
         """The flat vectors: length n, dtype and device of the parameters."""
         return self.risk.parameters.space
 
+    @on_automatic_axes
     def __matmul__(self, x: jax.Array, /) -> jax.Array:
         check_vectors(x, self.space)
-        x = automatic(x)
         rows = x[None] if x.ndim == 1 else x.T
         rows = jax.device_put(rows, self.parameters.rows_layout(len(rows)))
         total, totals = self._multiplied(rows)
@@ -179,12 +179,12 @@ def check_vectors(x: Any, space: VectorSpace) -> None:
     TypeError
         If `x` is not a JAX array, or has another dtype.
     ValueError
-        If it has another length.
+        If it has another length, or no columns.
     """
     if not isinstance(x, jax.Array):
         msg = f"x has type {type(x).__qualname__}; expected a jax.Array."
         raise TypeError(msg)
-    if x.ndim not in (1, 2) or x.shape[0] != space.dimension:
+    if x.ndim not in (1, 2) or x.shape[0] != space.dimension or x.shape[-1] == 0:
         n = space.dimension
         msg = f"x has shape {x.shape}; expected ({n},) or ({n}, k) for n = {n} parameters."
         raise ValueError(msg)

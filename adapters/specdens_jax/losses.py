@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.scipy.special import ndtri
 
+from specdens.arguments import checked_integer, checked_number, shown
+
 IGNORED = -100
 
 
@@ -33,7 +35,14 @@ class CrossEntropy:
     ignore_index : int
         Targets with this value have weight zero.
     label_smoothing : float
-        Part of the target that is spread over all classes.
+        Part of the target that is spread over all classes, from 0 to 1.
+
+    Raises
+    ------
+    TypeError
+        If `ignore_index` is no integer, or `label_smoothing` or a class weight no number.
+    ValueError
+        If `label_smoothing` lies outside of [0, 1].
 
     Notes
     -----
@@ -52,8 +61,17 @@ class CrossEntropy:
     ignore_index: int = IGNORED
     label_smoothing: float = 0.0
 
+    def __post_init__(self) -> None:
+        checked_integer("ignore_index", self.ignore_index)
+        if not 0 <= checked_number("label_smoothing", self.label_smoothing) <= 1:
+            msg = f"label_smoothing={self.label_smoothing} must lie between 0 and 1."
+            raise ValueError(msg)
+
     def __call__(self, outputs: Any, targets: Any) -> tuple[jax.Array, jax.Array]:
         logits = logits_of(outputs)
+        if not logits.ndim:
+            msg = "outputs have shape (); expected (..., C), one score for each of C classes."
+            raise ValueError(msg)
         targets = _array_of(targets)
         log_p = jax.nn.log_softmax(logits, axis=-1)
         smoothing, classes = self.label_smoothing, logits.shape[-1]
@@ -78,8 +96,17 @@ class CrossEntropy:
     def _class_weights(self, logits: jax.Array) -> jax.Array:
         if self.class_weights is None:
             return jnp.ones(logits.shape[-1], logits.dtype)
-        weights = jnp.asarray(self.class_weights, logits.dtype)
-        _check_shape(logits.shape[-1:], weights.shape)
+        try:
+            weights = jnp.asarray(self.class_weights, logits.dtype)
+        except (TypeError, ValueError) as error:
+            msg = f"class_weights={shown(self.class_weights)} must be one number for each class."
+            raise TypeError(msg) from error
+        if weights.shape != logits.shape[-1:]:
+            msg = (
+                f"class_weights={shown(self.class_weights)} must be one number for each of "
+                f"{logits.shape[-1]} classes."
+            )
+            raise ValueError(msg)
         return weights
 
     def draws(self, outputs: Any, targets: Any) -> tuple[int, ...]:
@@ -128,8 +155,8 @@ class SquaredError:
     """
 
     def __call__(self, outputs: Any, targets: Any) -> jax.Array:
-        outputs = logits_of(outputs)
-        _check_shape(outputs.shape, jnp.shape(targets))
+        outputs, targets = logits_of(outputs), _array_of(targets)
+        _check_shape(outputs.shape, targets.shape)
         return jnp.square(outputs - targets)
 
     def draws(self, outputs: Any, targets: Any) -> tuple[int, ...]:
@@ -159,8 +186,8 @@ class BinaryCrossEntropy:
     """
 
     def __call__(self, outputs: Any, targets: Any) -> jax.Array:
-        logits = logits_of(outputs)
-        _check_shape(logits.shape, jnp.shape(targets))
+        logits, targets = logits_of(outputs), _array_of(targets)
+        _check_shape(logits.shape, targets.shape)
         return jax.nn.softplus(logits) - targets * logits
 
     def draws(self, outputs: Any, targets: Any) -> tuple[int, ...]:

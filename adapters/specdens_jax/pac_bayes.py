@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from specdens.arguments import checked_seed, shown
 from specdens.certificates import PacBayesResult, PriorGrid, certificate
 from specdens.certificates.checks import check_counts, check_delta, check_positive, check_refresh
 from specdens.certificates.fitting import Objective, Schedule, smallest_scale
@@ -20,14 +21,17 @@ from specdens_jax.posterior import (
     choose_bases,
     coordinates_of,
     rotated,
+    seed_key,
     transferred,
 )
-from specdens_jax.risk import Risk
+from specdens_jax.risk import Risk, check_risk
+from specdens_jax.sharding import on_automatic_axes, on_callers_axes
 
 BasisChoice = str | Mapping[str, Any] | Callable[[Risk], Mapping[str, Any]]
 _DECAY, _EPSILON = 0.9, 1e-8  # of RMSprop
 
 
+@on_automatic_axes
 def pac_bayes(
     risk: Risk,
     prior_mean: Any,
@@ -108,7 +112,8 @@ def pac_bayes(
         other leaves have learned from the data, labels are no classes, a basis is not orthonormal.
         Or if an option is out of range, or the optimization diverges.
     TypeError
-        If `risk` is not a `Risk`, or a basis is of another type.
+        If `risk` is not a `Risk`, `grid` no `PriorGrid`, or a basis or another option is of
+        another type.
 
     Notes
     -----
@@ -136,15 +141,18 @@ def pac_bayes(
     >>> round(result.confidence, 3)
     0.965
     """
-    if not isinstance(risk, Risk):
-        msg = f"risk has type {type(risk).__qualname__}; expected a Risk on the training data."
-        raise TypeError(msg)
+    check_risk(risk)
+    seed = checked_seed(seed)
     check_positive("prior_scale", prior_scale)
     check_delta("delta", delta)
     check_counts(num_monte_carlo=num_monte_carlo)
     schedule = Schedule(epochs, learning_rate, batch_size, drops, refresh_every)
     check_refresh(basis, refresh_every)
-    grid, prior = grid or PriorGrid(), check_prior(risk, prior_mean)
+    grid = PriorGrid() if grid is None else grid
+    if not isinstance(grid, PriorGrid):
+        msg = f"grid={shown(grid)} must be a PriorGrid, or None for the usual one."
+        raise TypeError(msg)
+    prior = check_prior(risk, prior_mean)
     training = _Training(Classifier.of(risk), prior, grid, basis, prior_scale, seed)
     history = schedule.run(training.epoch, training.refresh)
     posterior = training.posterior()
@@ -159,7 +167,8 @@ def pac_bayes(
         grid=grid,
         delta=delta,
     )
-    return PacBayesResult(found, posterior, history)
+    arrays = on_callers_axes((posterior.mean, posterior.bases, posterior.scales))
+    return PacBayesResult(found, GaussianPosterior(risk.parameters, *arrays), history)
 
 
 class _Variables(NamedTuple):
@@ -184,7 +193,7 @@ class _Training:
     ) -> None:
         self.classifier, self.prior, self.basis = classifier, prior, basis
         self.objective = Objective(grid, classifier.num_examples)
-        self.parameters, self._key = classifier.risk.parameters, jax.random.key(seed)
+        self.parameters, self._key = classifier.risk.parameters, seed_key(seed)
         mean = self.parameters.ravel(classifier.risk.params).astype(prior.dtype)
         self.bases = choose_bases(classifier.risk, basis)
         floor = smallest_scale(float(jnp.sqrt(jnp.square(mean).mean())))

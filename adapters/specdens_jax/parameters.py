@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from typing import Any, TypeAlias
 
@@ -14,7 +15,16 @@ import numpy as np
 from jax.sharding import NamedSharding
 
 from specdens import VectorSpace, backend_of
-from specdens_jax.sharding import automatic, fitted, of_rows, vector_sharding, whole
+from specdens.arguments import shown
+from specdens_jax.sharding import (
+    automatic,
+    fitted,
+    in_context,
+    of_rows,
+    on_automatic_axes,
+    vector_sharding,
+    whole,
+)
 
 PyTree: TypeAlias = Any
 Selection: TypeAlias = str | Iterable[str] | Callable[[str], bool] | None
@@ -77,7 +87,7 @@ class FlatParameters:
         every = [jax.tree_util.keystr(path, simple=True, separator=".") for path, _ in paths]
         leaves = [leaf for _, leaf in paths]
         self._static = {i: leaf for i, leaf in enumerate(leaves) if not _is_number(leaf)}
-        chosen = _selected(every, leaves, parameters)
+        chosen = _selected(every, leaves, parameters, params)
         self._places = [i for i, name in enumerate(every) if name in chosen]
         self.names: tuple[str, ...] = tuple(every[i] for i in self._places)
         arrays = [jnp.asarray(leaves[i]) for i in self._places]
@@ -94,7 +104,13 @@ class FlatParameters:
         first = arrays[0]
         dtype = jnp.result_type(*(a.dtype for a in arrays))
         place = vector_sharding(first.device if sharding is None else sharding, stop, sharding)
-        self.space: VectorSpace = VectorSpace(stop, dtype, place, backend_of(first))
+        self._space = VectorSpace(stop, dtype, place, backend_of(first))
+
+    @property
+    def space(self) -> VectorSpace:
+        """Vectors of length n in the promoted dtype of the leaves, on the mesh that is set."""
+        device = in_context(self._space.device)
+        return self._space if device is self._space.device else replace(self._space, device=device)
 
     def split(self, params: PyTree) -> tuple[list[jax.Array], list[Any]]:
         """Return the leaves that vary, as arrays of strong dtypes, and all leaves with holes.
@@ -117,7 +133,8 @@ class FlatParameters:
                     f"{self.shapes[name]}, make a new Risk for another model."
                 )
                 raise ValueError(msg)
-            varying.append(self._on_mesh(jnp.asarray(leaves[i], dtype=self.dtypes[name])))
+            leaf = jnp.asarray(automatic(leaves[i]), dtype=self.dtypes[name])
+            varying.append(self._on_mesh(leaf))
         holes = {*self._places, *self._static}
         return varying, [
             None if i in holes else self._on_mesh(leaf) for i, leaf in enumerate(leaves)
@@ -139,6 +156,7 @@ class FlatParameters:
             leaves[i] = leaf
         return self._structure.unflatten(leaves)
 
+    @on_automatic_axes
     def ravel(self, tree: PyTree) -> jax.Array:
         """Return one flat vector from a pytree like the parameters.
 
@@ -158,7 +176,7 @@ class FlatParameters:
             If the structure or a shape does not fit.
         """
         leaves = self._leaves(tree, "tree")
-        blocks = [leaves[i] for i in self._places]
+        blocks = [automatic(leaves[i]) for i in self._places]
         widths = set()
         for name, block in zip(self.names, blocks, strict=True):
             shape = self.shapes[name]
@@ -184,6 +202,7 @@ class FlatParameters:
         ]
         return self.placed(jnp.concatenate(parts))
 
+    @on_automatic_axes
     def unravel(self, x: jax.Array) -> PyTree:
         """Return the pytree of a flat vector.
 
@@ -246,9 +265,9 @@ class FlatParameters:
     def _on_mesh(self, leaf: Any) -> Any:
         """Return a leaf on the mesh of the vectors: as it lies there, or whole on every device."""
         device = self.space.device
-        if not isinstance(device, NamedSharding) or not isinstance(leaf, jax.Array):
+        if not isinstance(leaf, jax.Array):
             return leaf
-        if leaf.sharding.device_set != device.device_set:
+        if isinstance(device, NamedSharding) and leaf.sharding.device_set != device.device_set:
             return jax.device_put(leaf, whole(device))
         return automatic(leaf)
 
@@ -287,7 +306,9 @@ class FlatParameters:
         return f"FlatParameters({leaves}, {self.size:,} parameters, {self.space.dtype})"
 
 
-def _selected(names: list[str], leaves: list[Any], parameters: Selection) -> set[str]:
+def _selected(
+    names: list[str], leaves: list[Any], parameters: Selection, params: PyTree
+) -> set[str]:
     """Return the names of the leaves that vary."""
     repeated = [name for name, number in Counter(names).items() if number > 1]
     if repeated:
@@ -311,12 +332,18 @@ def _selected(names: list[str], leaves: list[Any], parameters: Selection) -> set
     if parameters is None:
         chosen = floating
     elif callable(parameters):
-        chosen = {name for name in floating if parameters(name)}
+        chosen = {name for name in floating if _is_true(parameters(name), name)}
     else:
         patterns = [parameters] if isinstance(parameters, str) else list(parameters)
         chosen = set()
         for pattern in patterns:
             chosen |= _matches(names, pattern)
+    if not chosen and parameters is None:
+        msg = (
+            f"params={shown(params)} have no leaf that is a real floating-point array; expected a "
+            "pytree of arrays, such as a dictionary."
+        )
+        raise ValueError(msg)
     if not chosen:
         msg = f"parameters={parameters!r} selects nothing of the leaves {names[:10]}."
         raise ValueError(msg)
@@ -328,6 +355,14 @@ def _selected(names: list[str], leaves: list[Any], parameters: Selection) -> set
         )
         raise ValueError(msg)
     return chosen
+
+
+def _is_true(answer: Any, name: str) -> bool:
+    try:
+        return bool(answer)
+    except (TypeError, ValueError) as error:
+        msg = f"parameters({name!r}) returned {shown(answer)}; expected True or False."
+        raise TypeError(msg) from error
 
 
 def _is_number(leaf: Any) -> bool:

@@ -10,9 +10,11 @@ import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
+from specdens.arguments import checked_callable, checked_numbers
 from specdens.line_path import LinePath, line_path
 from specdens_jax.parameters import FlatParameters, PyTree
-from specdens_jax.risk import Risk, risk_value
+from specdens_jax.risk import Risk, check_risk, risk_value
+from specdens_jax.sharding import on_automatic_axes, on_callers_axes
 
 
 def along_line(
@@ -56,7 +58,8 @@ def along_line(
     Raises
     ------
     TypeError
-        If `risk` is not a `Risk`, or `statistics` cannot be called.
+        If `risk` is not a `Risk`, `quantity` or `statistics` cannot be called, or `quantity` or a
+        point is no real numbers.
     ValueError
         If a point does not have the shape of the parameters, `alphas` are not finite numbers, or
         `statistics` returns another pytree; and whatever `quantity` and `statistics` raise.
@@ -110,30 +113,35 @@ def along_line(
     >>> along_line(risk, *ends, [0, 0.5, 1], statistics=statistics).values.round(9)
     array([0., 0., 0.])
     """
-    if not isinstance(risk, Risk):
-        msg = f"risk has type {type(risk).__qualname__}; expected a Risk, with its data."
-        raise TypeError(msg)
+    check_risk(risk)
     if statistics is not None and not callable(statistics):
         msg = (
             f"statistics={statistics!r} cannot be called; pass a function that returns params with "
             "their batch statistics, or None to keep those of the risk."
         )
         raise TypeError(msg)
+    if quantity is not None:
+        checked_callable("quantity", quantity, "a function of a Risk, or None for risk_value")
     parameters = risk.parameters
     first, last = _flat(start, parameters, "start"), _flat(end, parameters, "end")
     measure = quantity or risk_value
 
+    @on_automatic_axes
+    def point(first: jax.Array, last: jax.Array, alpha: float) -> list[jax.Array]:
+        rows = ((1 - alpha) * first + alpha * last)[None]
+        return [block[0] for block in parameters.blocks(rows)]
+
     def value(alpha: float) -> np.ndarray:
-        point = ((1 - alpha) * first + alpha * last)[None]
-        blocks = [block[0] for block in parameters.blocks(point)]
-        params = parameters.merge(blocks, risk.constants)
+        blocks = point(first, last, alpha)
+        params = parameters.merge(blocks, on_callers_axes(risk.constants))
         if statistics is not None:
             params = parameters.merge(blocks, _constants(statistics(params), parameters))
-        return np.asarray(measure(risk.at(params)), dtype=np.float64)
+        return checked_numbers("quantity(risk)", measure(risk.at(params)))
 
     return line_path(alphas, value)
 
 
+@on_automatic_axes
 def _constants(params: PyTree, parameters: FlatParameters) -> list[Any]:
     """Return what does not vary of a pytree that the caller's function made."""
     try:
@@ -143,10 +151,13 @@ def _constants(params: PyTree, parameters: FlatParameters) -> list[Any]:
         raise ValueError(msg) from error
 
 
+@on_automatic_axes
 def _flat(point: PyTree, parameters: FlatParameters, name: str) -> jax.Array:
     """Return a point as one vector, in the widest precision there is."""
-    if isinstance(point, jax.Array | np.ndarray) and point.shape == (parameters.size,):
-        vector = jnp.asarray(point)
+    is_vector = isinstance(point, jax.Array | np.ndarray) and point.shape == (parameters.size,)
+    vector: Any
+    if is_vector:
+        vector = point
     else:
         try:
             vector = parameters.ravel(point)
@@ -156,5 +167,8 @@ def _flat(point: PyTree, parameters: FlatParameters, name: str) -> jax.Array:
                 f"parameters. {error}"
             )
             raise ValueError(msg) from error
+    if not jnp.issubdtype(vector.dtype, jnp.floating):
+        msg = f"{name} has dtype {vector.dtype}; expected real floating-point parameters."
+        raise TypeError(msg)
     wide = jax.dtypes.canonicalize_dtype(np.float64)
-    return parameters.placed(vector.astype(wide))
+    return parameters.placed(jnp.asarray(vector, wide))

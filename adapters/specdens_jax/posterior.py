@@ -14,12 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from specdens.arguments import checked_seed, shown
 from specdens.certificates.checks import check_basis_names, check_counts, check_orthonormal
 from specdens.certificates.fitting import between, matrix_shape, squared_overlap
 from specdens_jax.gauss_newton import GaussNewton
 from specdens_jax.kronecker_factors import KroneckerFactors
 from specdens_jax.parameters import FlatParameters
 from specdens_jax.risk import Risk
+from specdens_jax.sharding import automatic, on_automatic_axes
 
 Basis: TypeAlias = Any  # an array Q (D, D) or a pair (U, V) of arrays or None
 Bases: TypeAlias = list[Basis]  # of the leaves, in the order of the flat vector
@@ -44,6 +46,7 @@ class GaussianPosterior:
     bases: Bases
     scales: jax.Array
 
+    @on_automatic_axes
     def sample(self, num_samples: int, *, seed: int = 0) -> jax.Array:
         """Return independent draws of the parameters, the same for the same seed.
 
@@ -60,19 +63,38 @@ class GaussianPosterior:
         Raises
         ------
         ValueError
-            If `num_samples` is not a positive integer.
+            If `num_samples` is not a positive integer, or `seed` not in [0, 2**64).
+        TypeError
+            If `seed` is no integer.
         """
         check_counts(num_samples=num_samples)
-        keys = jax.random.split(jax.random.key(seed), num_samples)
-        normals = [jax.random.normal(key, self.mean.shape, self.mean.dtype) for key in keys]
-        return jnp.stack([self.mean + self.noise(z) for z in normals], axis=1)
+        keys = jax.random.split(seed_key(checked_seed(seed)), num_samples)
+        mean = automatic(self.mean)
+        normals = [jax.random.normal(key, mean.shape, mean.dtype) for key in keys]
+        return jnp.stack([mean + self.noise(z) for z in normals], axis=1)
 
+    @on_automatic_axes
     def noise(self, normal: jax.Array) -> jax.Array:
-        """Return a draw less the mean, from standard normal numbers of shape (n,)."""
-        return rotated(self.parameters, self.bases, self.scales * normal)
+        """Return a draw less the mean, from standard normal numbers of shape (n,).
+
+        Raises
+        ------
+        ValueError
+            If `normal` has another shape.
+        """
+        if np.shape(normal) != self.scales.shape:
+            msg = f"normal={shown(normal)} must be an array of shape {self.scales.shape}."
+            raise ValueError(msg)
+        bases, scales = jax.tree.map(automatic, (self.bases, self.scales))
+        return rotated(self.parameters, bases, scales * normal)
 
     def __repr__(self) -> str:
         return f"GaussianPosterior(n={len(self.mean):,})"
+
+
+def seed_key(seed: int) -> jax.Array:
+    """Return the random key of an integer of 64 bits, of which JAX takes those with a sign."""
+    return jax.random.key(seed - 2**64 if seed >= 2**63 else seed)
 
 
 def rotated(parameters: FlatParameters, bases: Bases, coordinates: jax.Array) -> jax.Array:

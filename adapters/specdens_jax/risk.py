@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from specdens_jax.accumulation import accumulated, finished
+from specdens.arguments import checked_choice, checked_count, checked_nonnegative
+from specdens_jax.accumulation import accumulated, checked_accumulation, finished
 from specdens_jax.data import EMPTY, Batch, DataSource, cut, num_examples
 from specdens_jax.losses import Terms, terms_of
 from specdens_jax.parameters import FlatParameters, PyTree, Selection
-from specdens_jax.sharding import automatic, fitted
+from specdens_jax.sharding import fitted, on_automatic_axes
 
 Leaves = list[jax.Array]
 _CHECKED_EXAMPLES = 32
@@ -79,8 +80,8 @@ class Risk:
     Raises
     ------
     TypeError
-        If `predict` or `loss` cannot be called, or `data` is a one-shot iterator or not made of
-        pairs.
+        If `predict` or `loss` cannot be called, `data` is a one-shot iterator or not made of pairs,
+        or an option has another type.
     ValueError
         If an option is out of range, `parameters` selects nothing, or `data` is empty. When the
         risk is first used: if the loss returns no terms or couples the examples of a batch that
@@ -97,6 +98,7 @@ class Risk:
     [2.0, 4.0]
     """
 
+    @on_automatic_axes
     def __init__(
         self,
         predict: Callable[[PyTree, Any], Any],
@@ -115,55 +117,33 @@ class Risk:
             if not callable(function):
                 msg = f"{name} has type {type(function).__qualname__}; expected a function."
                 raise TypeError(msg)
-        if reduction not in ("mean", "sum"):
-            msg = f"reduction={reduction!r} must be 'mean' or 'sum'."
-            raise ValueError(msg)
-        if not (isinstance(weight_decay, int | float) and 0 <= weight_decay < math.inf):
-            msg = f"weight_decay={weight_decay!r} must be a finite number, zero or positive."
-            raise ValueError(msg)
-        whole = isinstance(batch_size, int) and not isinstance(batch_size, bool)
-        if batch_size is not None and not (whole and batch_size >= 1):
-            msg = f"batch_size={batch_size!r} must be a positive number of examples, or None."
-            raise ValueError(msg)
+        if isinstance(loss, type):
+            msg = f"loss is the class {loss.__qualname__}; pass {loss.__qualname__}()."
+            raise TypeError(msg)
         self.predict = predict
         self.loss: Any = loss
-        self.divides, self.weight_decay = reduction == "mean", float(weight_decay)
+        self.divides = checked_choice("reduction", reduction, ("mean", "sum")) == "mean"
+        self.weight_decay = checked_nonnegative("weight_decay", weight_decay)
+        if batch_size is not None:
+            batch_size = checked_count("batch_size", batch_size, advice="None leaves batches whole")
         self.parameters = FlatParameters(params, parameters, sharding=sharding)
         self._accumulate = accumulate
-        self.accumulation_dtype, self.compensated = self._checked_accumulation(accumulate)
+        own = self.parameters.space.working_dtype
+        self.accumulation_dtype, self.compensated = checked_accumulation(accumulate, own)
         self.batch_size = batch_size
-        if isinstance(data, tuple | list | Mapping):
-            data = jax.tree.map(automatic, data)
         self._source = DataSource(data, batch_size)
         self._first_pass: Totals | None = None
         self._checked = False
         self._kernels: dict[Any, Callable[..., Any]] = {}
         self.varying, self.constants = self.parameters.split(params)
 
-    def _checked_accumulation(self, accumulate: Any) -> tuple[Any, bool]:
-        space = self.parameters.space
-        own = space.working_dtype
-        if accumulate is None or accumulate == "compensated":
-            return own, accumulate is not None
-        try:
-            dtype = jnp.dtype(accumulate)
-        except TypeError:
-            dtype = jnp.dtype(bool)  # refused below
-        available = jax.dtypes.canonicalize_dtype(dtype) == dtype
-        if not available or jnp.promote_types(dtype, own) != dtype:
-            hint = "" if available else " (switch jax_enable_x64 on)"
-            msg = (
-                f"accumulate={accumulate!r} must be 'compensated' or an available dtype at least "
-                f"as wide as {jnp.dtype(own)}{hint}."
-            )
-            raise ValueError(msg)
-        return dtype, False
-
     @property
+    @on_automatic_axes
     def params(self) -> PyTree:
         """The parameters that the risk refers to."""
         return self.parameters.merge(self.varying, self.constants)
 
+    @on_automatic_axes
     def at(self, params: PyTree) -> Risk:
         """Return the same risk at other parameters of the same structure; data are shared.
 
@@ -180,6 +160,7 @@ class Risk:
         other._first_pass, other._checked = None, False
         return other
 
+    @on_automatic_axes
     def restricted(self, parameters: Selection) -> Risk:
         """Return the same risk with fewer parameters that vary."""
         other, params = copy.copy(self), self.params
@@ -221,6 +202,7 @@ class Risk:
             _check_same(self._first_pass, totals, float(jnp.finfo(sums[0].dtype).eps))
         return totals
 
+    @on_automatic_axes
     def _check(self) -> None:
         """Refuse a loss that couples the examples of a batch, which splits would change."""
         first = next(iter(self._source), None)
@@ -260,6 +242,22 @@ class Risk:
         if self._first_pass is not None:
             read = f"{self._first_pass.examples:,} examples"
         return f"Risk({name}, {loss}, {self.parameters.size:,} parameters, {read})"
+
+
+def check_risk(risk: Any) -> None:
+    """Refuse what is no risk.
+
+    Raises
+    ------
+    TypeError
+        If `risk` is not a `Risk`.
+    """
+    if not isinstance(risk, Risk):
+        msg = (
+            f"risk has type {type(risk).__qualname__}; expected a Risk, with its data: pass "
+            "Risk(predict, loss, params, data), or the attribute risk of a matrix."
+        )
+        raise TypeError(msg)
 
 
 def statistics(terms: Terms) -> jax.Array:
@@ -303,6 +301,7 @@ def _check_same(first: Totals, now: Totals, epsilon: float) -> None:
         raise ValueError(msg)
 
 
+@on_automatic_axes
 def risk_value(risk: Risk) -> float:
     """Return the risk, added up over batches in double precision.
 
@@ -316,6 +315,8 @@ def risk_value(risk: Risk) -> float:
 
     Raises
     ------
+    TypeError
+        If `risk` is not a `Risk`.
     ValueError
         If the risk is not one finite function of the parameters; see `Risk`.
 
@@ -326,6 +327,7 @@ def risk_value(risk: Risk) -> float:
     >>> risk_value(Risk(lambda w, x: w * x, SquaredError(), jnp.float32(3.0), data))
     9.0
     """
+    check_risk(risk)
     kernel = risk.kernel("value", lambda: jax.jit(lambda *a: statistics(risk.terms(*a))))
     sums, examples = [], 0
     for batch in risk.batches():
@@ -340,6 +342,7 @@ def risk_value(risk: Risk) -> float:
     return value
 
 
+@on_automatic_axes
 def gradient(risk: Risk) -> jax.Array:
     """Return the gradient of the risk with respect to the parameters that vary.
 
@@ -354,6 +357,8 @@ def gradient(risk: Risk) -> jax.Array:
 
     Raises
     ------
+    TypeError
+        If `risk` is not a `Risk`.
     ValueError
         If the risk is not one finite function of the parameters; see `Risk`.
 
@@ -364,6 +369,7 @@ def gradient(risk: Risk) -> jax.Array:
     >>> gradient(Risk(lambda w, x: w * x, SquaredError(), jnp.float32(3.0), data)).tolist()
     [6.0]
     """
+    check_risk(risk)
     total, totals = summed_gradient(risk)
     if risk.divides:
         total = total / totals.weight

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from specdens_jax.data import Batch, num_examples
 from specdens_jax.linearized import as_risk, check_vectors
 from specdens_jax.parameters import FlatParameters, PyTree, Selection
 from specdens_jax.risk import Leaves, Risk, new_total
-from specdens_jax.sharding import automatic, fitted
+from specdens_jax.sharding import fitted, in_context, on_automatic_axes
 
 
 class TangentKernel(Arithmetic):
@@ -81,20 +82,22 @@ class TangentKernel(Arithmetic):
     def space(self) -> VectorSpace:
         """The vectors over all outputs of all examples."""
         if self._space is None:
-            rows, dtypes = 0, set()
-            for batch in self.risk.batches():
-                found = self._outline(batch)
-                rows += found.size
-                dtypes.add(found.dtype)
-            own = self.parameters.space
-            self._space = VectorSpace(
-                rows, jnp.result_type(*dtypes), fitted(own.device, (rows,)), own.backend
-            )
-        return self._space
+            self._space = self._found_space()
+        return replace(self._space, device=in_context(self._space.device))
 
+    @on_automatic_axes
+    def _found_space(self) -> VectorSpace:
+        rows, dtypes = 0, set()
+        for batch in self.risk.batches():
+            found = self._outline(batch)
+            rows += found.size
+            dtypes.add(found.dtype)
+        own = self.parameters.space
+        return VectorSpace(rows, jnp.result_type(*dtypes), fitted(own.device, (rows,)), own.backend)
+
+    @on_automatic_axes
     def __matmul__(self, x: jax.Array, /) -> jax.Array:
         check_vectors(x, self.space)
-        x = automatic(x)
         rows = x[None] if x.ndim == 1 else x.T
         inner = finished(self._gathered(rows)).astype(self.parameters.space.dtype)
         result = jnp.concatenate(self._spread(inner), axis=1).astype(x.dtype)

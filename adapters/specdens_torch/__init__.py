@@ -14,11 +14,12 @@ from specdens_torch.pac_bayes import pac_bayes
 from specdens_torch.parameters import FlatParameters
 from specdens_torch.paths import along_line, population_statistics
 from specdens_torch.posterior import GaussianPosterior
-from specdens_torch.risk import Risk, gradient, risk_value
+from specdens_torch.risk import Risk
 from specdens_torch.second_moment import GradientCovariance, GradientSecondMoment
 from specdens_torch.spreading import spread_probes
 from specdens_torch.tangent_kernel import TangentKernel
 from specdens_torch.tracking import SpectrumTracker, stability_edge
+from specdens_torch.values import gradient, risk_value
 
 __all__ = [
     "ClassStructure",

@@ -9,14 +9,20 @@ import torch
 from torch import Tensor
 
 from specdens import LinearOperator, VectorSpace, hierarchy
-from specdens.class_parts import check_num_classes, check_part, check_weighting, is_integer
+from specdens.class_parts import (
+    CLASS_PARTS,
+    check_num_classes,
+    check_part,
+    check_weighting,
+    is_integer,
+)
 from specdens.layer_structure import LayerStructure
 from specdens.model_structure import attribution, without_part
 from specdens_torch.class_layers import layer_structure
 from specdens_torch.class_products import check_softmax
 from specdens_torch.class_sweeps import ClassSweeps, PartOperator, orthonormalized
 from specdens_torch.parameters import FlatParameters
-from specdens_torch.risk import Risk
+from specdens_torch.risk import Risk, check_risk
 
 
 class ClassStructure:
@@ -99,9 +105,7 @@ class ClassStructure:
     def __init__(
         self, risk: Risk, num_classes: int | None = None, weighting: str = "probability"
     ) -> None:
-        if not isinstance(risk, Risk):
-            msg = f"risk has type {type(risk).__qualname__}; pass Risk(model, loss, data)."
-            raise TypeError(msg)
+        check_risk(risk)
         check_num_classes(num_classes)
         check_weighting(weighting)
         check_softmax(risk._loss)
@@ -191,12 +195,13 @@ class ClassStructure:
         Raises
         ------
         ValueError
-            If `part` is none of the four, or there are too many classes for `pair_gram`; those of
-            ``"class"`` need the C class means only.
+            If `part` is none of the four, or there are too many classes for `pair_gram`, which
+            ``"class"`` and ``"equal"`` do without: they need C means only.
         """
-        if part == "class":
-            return hierarchy.weighted_eigenvalues(self._sweeps.class_gram(), self.class_weights)
         check_part(part, of_model=True)
+        if part in CLASS_PARTS:
+            gram, weights = self._sweeps.class_gram(part), self._weights_of(part)
+            return hierarchy.weighted_eigenvalues(gram, weights)
         return hierarchy.part_eigenvalues(self.pair_gram(), self.pair_weights, part)
 
     def principal_subspace(self, k: int) -> Tensor:
@@ -227,7 +232,7 @@ class ClassStructure:
                 "specdens.eigsh(GaussNewton(risk), k) finds any k."
             )
             raise ValueError(msg)
-        basis = self._class_basis(k)
+        basis = self._class_basis("class", k)
         if k > basis.shape[1]:
             msg = (
                 f"k={k} exceeds the rank {basis.shape[1]} of G_class at these parameters; pass at "
@@ -255,8 +260,8 @@ class ClassStructure:
             As `eigenvalues`.
         """
         check_part(part, of_model=True)
-        if part == "class":
-            return self._class_basis()
+        if part in CLASS_PARTS:
+            return self._class_basis(part)
         _, coefficients = hierarchy.part_basis(
             self.pair_gram(), self.pair_weights, part, self._rounding
         )
@@ -268,9 +273,12 @@ class ClassStructure:
         """Of the Gram matrix of vectors that are rounded to the precision of the parameters."""
         return (10 * self.space.precision) ** 2
 
-    def _class_basis(self, most: int | None = None) -> Tensor:
-        gram, rows = self._sweeps.class_gram(), self._sweeps.class_rows()
-        factors = hierarchy.weighted_basis(gram, self.class_weights, self._rounding)[:, :most]
+    def _weights_of(self, part: str) -> np.ndarray:
+        return self.class_weights if part == "class" else np.diagonal(self.pair_weights)
+
+    def _class_basis(self, part: str, most: int | None = None) -> Tensor:
+        gram, rows = self._sweeps.class_gram(part), self._sweeps.class_rows(part)
+        factors = hierarchy.weighted_basis(gram, self._weights_of(part), self._rounding)[:, :most]
         basis = orthonormalized(torch.from_numpy(factors.T.copy()).to(rows) @ rows)
         return basis.t().to(self.space.working_dtype)
 

@@ -74,13 +74,19 @@ class ClassSweeps:
 
         return self._remembered("sums", combined)
 
-    def class_rows(self) -> Tensor:
-        """Return the means of the classes as rows, (C, p), from one pass over the data."""
-        return self._remembered("means", self._class_rows)
+    def class_rows(self, part: str = "class") -> Tensor:
+        """Return the means of the classes as rows, (C, p), from one pass over the data.
 
-    def class_gram(self) -> np.ndarray:
-        """Return the inner products of the class means, (C, C) float64."""
-        rows = self.class_rows()
+        For ``part="equal"`` those of the pairs (c, c).
+        """
+        if part == "class":
+            return self._remembered("means", self._class_rows)
+        number = len(self.sums().pairs)
+        return self._remembered("equal", lambda: self.pair_rows(range(0, number**2, number + 1)))
+
+    def class_gram(self, part: str = "class") -> np.ndarray:
+        """Return the inner products of `class_rows`, (C, C) float64."""
+        rows = self.class_rows(part)
         return inner_products(rows, rows)
 
     def pair_gram(self) -> np.ndarray:
@@ -200,8 +206,8 @@ class ClassSweeps:
             msg = (
                 f"num_classes={number}: the inner products of all {number**2:,} pair means take "
                 f"{8 * number**4:,} bytes, more than memory_budget={self.risk.memory_budget:,} of "
-                "the risk. What belongs to classes still works: class_means, G_class and the other "
-                "operators, principal_subspace, eigenvalues('class') and basis('class')."
+                "the risk. What belongs to classes still works: class_means, the operators G_class "
+                "to G_equal, principal_subspace, and 'class' and 'equal' as parts."
             )
             raise ValueError(msg)
         count = number**2

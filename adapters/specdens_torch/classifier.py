@@ -21,8 +21,9 @@ from specdens.certificates.checks import (
     is_single_logit,
 )
 from specdens.certificates.fitting import MOST_AT_ONCE
-from specdens_torch.risk import Risk, risk_value
+from specdens_torch.risk import Risk
 from specdens_torch.structures import Batch, join, logits_of, map_tensors, move, num_examples
+from specdens_torch.values import risk_value
 
 
 @dataclass(frozen=True, eq=False)

@@ -95,9 +95,11 @@ class _Derivative(torch.autograd.Function):
             if w is not None:
                 part = _convolve(x, w, None, *settings.arguments)
                 of_slope = part if of_slope is None else of_slope + part
-        if needs[1] and w is not None and not is_linear_only():
+        # Of a record within a record, a model that takes derivatives itself, all is needed.
+        linear_only = is_linear_only() and not torch.is_grad_enabled()
+        if needs[1] and w is not None and not linear_only:
             of_x, _ = _derivatives(slope, x, w, settings, (True, False))
-        if needs[2] and v is not None and not is_linear_only():
+        if needs[2] and v is not None and not linear_only:
             _, of_weight = _derivatives(slope, v, weight, settings, (False, True))
         return of_slope, of_x, of_weight, None, None
 

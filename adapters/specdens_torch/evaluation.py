@@ -3,26 +3,34 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.modules.module import (
+    register_module_forward_hook,
+    register_module_forward_pre_hook,
+)
 from torch.overrides import TorchFunctionMode
 
 from specdens_torch.activations import ACTIVATIONS
 from specdens_torch.convolution import CONVOLUTIONS
 from specdens_torch.guards import Totals, check_not_cached, has_weight_norm, written_silently
 from specdens_torch.losses import TermLoss, Terms
-from specdens_torch.normalization import NORMALIZATIONS
+from specdens_torch.normalization import ELEMENTARY, NORMALIZATIONS
 from specdens_torch.orders import within_model
 from specdens_torch.outputs import Cut, cut_outputs
 from specdens_torch.parameters import FlatParameters
 from specdens_torch.state import wide_dtype
 from specdens_torch.structures import Batch, logits_of, move, num_elements, num_examples
+
+#: Functions of torch's and what to call in place of them.
+Functions: TypeAlias = Mapping[Any, Callable[..., Any]]
 
 
 class Evaluation(NamedTuple):
@@ -69,11 +77,16 @@ def twice_differentiable(model: nn.Module) -> Iterator[None]:
 
 
 class _Replaced(TorchFunctionMode):
-    """Calls other functions in place of some of torch's own."""
+    """Calls other functions in place of some of torch's own, and `elementary` in transforms.
 
-    def __init__(self, functions: Mapping[Any, Callable[..., Any]]) -> None:
+    Transforms of torch.func know no functions with derivatives of their own.
+    """
+
+    def __init__(
+        self, functions: Functions, elementary: Functions, modules: Container[nn.Module]
+    ) -> None:
         super().__init__()
-        self._functions = functions
+        self._functions, self._elementary, self._modules = functions, elementary, modules
 
     def __torch_function__(
         self,
@@ -82,10 +95,72 @@ class _Replaced(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] | None = None,
     ) -> Any:
-        # Transforms of torch.func within a model know torch's own functions only.
-        if torch._C._functorch.peek_interpreter_stack() is None:
-            func = self._functions.get(func, func)
+        if func is torch.autograd.grad:  # runs outside of this mode, checkpointed layers as well
+            with _run_again(self._functions, self._elementary, self._modules):
+                return func(*args, **(kwargs or {}))
+        func = (self._elementary if _is_transformed() else self._functions).get(func, func)
         return func(*args, **(kwargs or {}))
+
+
+def _is_transformed() -> bool:
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
+@contextmanager
+def _run_again(
+    functions: Functions, elementary: Functions, modules: Container[nn.Module]
+) -> Iterator[None]:
+    """Evaluate modules that a pass back runs again as the model was evaluated at first.
+
+    Their saved tensors take the places of the first ones, so the same functions must save them. A
+    pass back may run on threads of its own, one for each device.
+    """
+    if _waits():  # another mode around this one has seen to it
+        yield
+        return
+    here = threading.local()
+
+    def enter(module: nn.Module, args: Any) -> None:
+        if module not in modules:
+            return
+        here.entered = [*getattr(here, "entered", []), ExitStack()]
+        if len(here.entered) == 1:
+            here.entered[0].callback(setattr, _pass_back, "waits", _waits())
+            _pass_back.waits = False
+            known = functions, elementary
+            if _is_transformed():  # by `Columns`, which goes on with single columns if refused
+                known = (dict.fromkeys(functions, _refused),) * 2
+            here.entered[0].enter_context(_Replaced(*known, modules))
+            here.entered[0].enter_context(within_model())
+
+    def leave(module: nn.Module, args: Any, result: Any) -> None:
+        if module in modules:
+            here.entered.pop().close()
+
+    hooks = (
+        register_module_forward_pre_hook(enter),
+        register_module_forward_hook(leave, always_call=True),
+    )
+    _pass_back.waits = True
+    try:
+        yield
+    finally:
+        _pass_back.waits = False
+        for hook in hooks:
+            hook.remove()
+
+
+def _refused(*args: Any, **kwargs: Any) -> Any:
+    msg = "a layer that runs again takes one column of a product at a time."
+    raise RuntimeError(msg)
+
+
+def _waits() -> bool:
+    """Return whether a pass back of this thread waits for modules that run again."""
+    return getattr(_pass_back, "waits", False)
+
+
+_pass_back = threading.local()
 
 
 def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
@@ -110,11 +185,13 @@ def _without_cudnn() -> Iterator[None]:
 
 def _replacements(model: nn.Module) -> list[AbstractContextManager[Any]]:
     """Return the contexts in which all layers of the model have right second derivatives."""
+    modules = frozenset(model.modules())
+    elementary = dict(ELEMENTARY)
     functions = {**CONVOLUTIONS, **NORMALIZATIONS, **ACTIVATIONS}
     if has_weight_norm(model):
-        functions[torch._weight_norm] = _weight_norm
-    contexts: list[AbstractContextManager[Any]] = [_Replaced(functions)]
-    if any(isinstance(module, nn.RNNBase) for module in model.modules()):
+        functions[torch._weight_norm] = elementary[torch._weight_norm] = _weight_norm
+    contexts: list[AbstractContextManager[Any]] = [_Replaced(functions, elementary, modules)]
+    if any(isinstance(module, nn.RNNBase) for module in modules):
         contexts.append(_without_cudnn())
     return contexts
 

@@ -23,7 +23,7 @@ from specdens_torch.gauss_newton import loss_gradients
 from specdens_torch.guards import Totals
 from specdens_torch.hessian import GradientGraph
 from specdens_torch.layer_kinds import checked_layer, positions, unfolded
-from specdens_torch.risk import Risk
+from specdens_torch.risk import Risk, check_risk
 from specdens_torch.sampling import SoftmaxRows
 from specdens_torch.state import wide_dtype
 
@@ -78,9 +78,7 @@ class LayerPasses:
     """
 
     def __init__(self, risk: Risk, layer: str, *, bias: bool) -> None:
-        if not isinstance(risk, Risk):
-            msg = f"risk has type {type(risk).__qualname__}; expected specdens_torch.Risk."
-            raise TypeError(msg)
+        check_risk(risk)
         if risk.batch_statistics:
             msg = (
                 "risk has batch_statistics=True: examples of a batch depend on each other, so that "

@@ -40,6 +40,7 @@ class RiskMatrix(Arithmetic, ABC):
     otherwise each is made, applied to every column and freed.
     """
 
+    makes_new_rows: ClassVar[bool] = True  # products are new, each vector end to end in memory
     _cuts: ClassVar[bool] = False  # whether model and loss are differentiated apart
     _decays: ClassVar[bool] = False  # whether the risk's weight decay is a part of the matrix
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from specdens_torch.structures import Batch, num_elements, num_examples
 
@@ -56,6 +58,41 @@ class SavedBytes:
         return (
             tensor.detach()
         )  # autograd reconnects it; the tensor itself would be a reference cycle
+
+
+class WrittenBytes(SavedBytes):
+    """Counts the bytes that operations write instead, of which saved ones are a part.
+
+    Only inputs are saved and not written. It is for models with transforms of torch.func, which
+    refuse to run where saved tensors are watched.
+    """
+
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Count what is written inside the block, memory that is written again once."""
+        with _Writes(self._pack):
+            yield
+
+
+class _Writes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Shows every tensor that an operation returns."""
+
+    def __init__(self, show: Callable[[Tensor], object]) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._show = show
+
+    def __torch_dispatch__(
+        self,
+        func: Any,
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        for part in result if isinstance(result, tuple | list) else (result,):
+            if isinstance(part, Tensor):
+                self._show(part)
+        return result
 
 
 @dataclass(frozen=True)

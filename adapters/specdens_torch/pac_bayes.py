@@ -23,7 +23,7 @@ from specdens_torch.posterior import (
     rotated_noise,
     transferred,
 )
-from specdens_torch.risk import Risk
+from specdens_torch.risk import Risk, check_risk
 from specdens_torch.state import left_as_it_was
 
 BasisChoice = str | Mapping[str, Any] | Callable[[Risk], Mapping[str, Any]]
@@ -143,9 +143,7 @@ def pac_bayes(
     >>> round(result.confidence, 3)
     0.965
     """
-    if not isinstance(risk, Risk):
-        msg = f"risk has type {type(risk).__qualname__}; expected a Risk on the training data."
-        raise TypeError(msg)
+    check_risk(risk)
     check_positive("prior_scale", prior_scale)
     check_delta("delta", delta)
     check_counts(num_monte_carlo=num_monte_carlo, num_eigenvectors=num_eigenvectors)

@@ -30,7 +30,7 @@ from specdens_torch.guards import (
     check_uncoupled,
 )
 from specdens_torch.losses import TermLoss
-from specdens_torch.memory import PILOT_EXAMPLES, Plan, SavedBytes, fit_plan
+from specdens_torch.memory import PILOT_EXAMPLES, Plan, SavedBytes, WrittenBytes, fit_plan
 from specdens_torch.parameters import FlatParameters
 from specdens_torch.processes import Processes, Share
 from specdens_torch.state import Fingerprint, RandomState, autocast_settings, left_as_it_was
@@ -252,8 +252,16 @@ class Passes:
         return plan
 
     def _saved_by(self, batch: Batch) -> int:
+        try:
+            return self._counted_by(SavedBytes, batch)
+        except RuntimeError as error:
+            if "saved tensor hooks" not in str(error):
+                raise
+        return self._counted_by(WrittenBytes, batch)  # a model with transforms of torch.func
+
+    def _counted_by(self, kind: type[SavedBytes], batch: Batch) -> int:
         evaluator = Evaluator(self._model, self._loss, self._parameters)
-        counter = SavedBytes(evaluator.tensors)
+        counter = kind(evaluator.tensors)
         with counter.counting():
             evaluation = self._evaluate(evaluator, batch)
             check_graph(evaluation.terms.weighted)

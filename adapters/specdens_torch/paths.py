@@ -18,9 +18,10 @@ from specdens.line_path import LinePath, line_path
 from specdens_torch.data import DataSource
 from specdens_torch.evaluation import arguments_of, twice_differentiable
 from specdens_torch.parameters import FlatParameters
-from specdens_torch.risk import Risk, risk_value
+from specdens_torch.risk import Risk, check_risk
 from specdens_torch.state import left_as_it_was, wide_dtype
 from specdens_torch.structures import Batch, move, num_examples
+from specdens_torch.values import risk_value
 
 #: A flat vector (n,), or the blocks of one by parameter name.
 Point: TypeAlias = Tensor | Mapping[str, Tensor]
@@ -92,9 +93,7 @@ def along_line(
     >>> path.barrier  # a convex function has none
     0.0
     """
-    if not isinstance(risk, Risk):
-        msg = f"risk has type {type(risk).__qualname__}; pass Risk(model, loss, data)."
-        raise TypeError(msg)
+    check_risk(risk)
     _check_statistics(risk, statistics)
     first, last = (
         _flat(point, risk.parameters, name) for name, point in (("start", start), ("end", end))

@@ -7,11 +7,10 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from specdens.arguments import checked_count
 from specdens_torch.data import DataSource
-from specdens_torch.evaluation import Evaluation, accumulate
 from specdens_torch.guards import Totals, check_fixed_batches
 from specdens_torch.losses import as_term_loss
 from specdens_torch.memory import default_memory_budget
@@ -106,6 +105,7 @@ class Risk:
 
     Examples
     --------
+    >>> from specdens_torch import gradient, risk_value
     >>> model = nn.Linear(2, 1, bias=False)
     >>> _ = nn.init.ones_(model.weight)
     >>> inputs, targets = torch.tensor([[1.0, 2.0], [0.0, 1.0]]), torch.tensor([[1.0], [1.0]])
@@ -314,85 +314,20 @@ def as_risk(
     return Risk(risk, loss, data, parameters, **options)
 
 
-def risk_value(risk: Risk) -> float:
-    """Return the risk at the present parameters, added up in double precision.
-
-    Parameters
-    ----------
-    risk : Risk
-
-    Returns
-    -------
-    float
+def check_risk(risk: Any) -> None:
+    """Refuse what is no risk.
 
     Raises
     ------
-    ValueError
-        If the risk is not one finite, repeatable function of the parameters; see `Risk`.
+    TypeError
+        If `risk` is not a `Risk`.
 
     Examples
     --------
-    >>> model = nn.Linear(1, 1, bias=False)
-    >>> _ = nn.init.constant_(model.weight, 3.0)
-    >>> risk_value(Risk(model, nn.L1Loss(), (torch.ones(4, 1), torch.zeros(4, 1))))
-    3.0
+    >>> check_risk(nn.Linear(2, 1))
+    Traceback (most recent call last):
+    TypeError: risk has type Linear; pass Risk(model, loss, data).
     """
-    totals = risk.combined("risk_value", lambda: Share(risk.passes.sweep())).totals
-    value = totals.value / totals.weight if risk.divides else totals.value
-    if risk.weight_decay:
-        blocks = risk.parameters.tensors.values()
-        value += (
-            0.5 * risk.weight_decay * sum(float(p.detach().double().square().sum()) for p in blocks)
-        )
-    return value
-
-
-def gradient(risk: Risk) -> Tensor:
-    """Return the gradient of the risk with respect to the selected parameters.
-
-    Parameters
-    ----------
-    risk : Risk
-
-    Returns
-    -------
-    tensor of shape (n,)
-        In the dtype and on the device of ``risk.parameters.space``; ``risk.parameters.unravel``
-        gives it by parameter name.
-
-    Raises
-    ------
-    ValueError
-        If the risk is not one finite, repeatable function of the parameters; see `Risk`.
-
-    Examples
-    --------
-    >>> model = nn.Linear(1, 1, bias=False)
-    >>> gradient(Risk(model, nn.L1Loss(), (torch.ones(4, 1), torch.full((4, 1), -9.0))))
-    tensor([1.])
-    """
-    with torch.inference_mode(False), torch.no_grad():
-        total, totals = summed_gradient(risk)
-        if risk.divides:
-            total /= totals.weight
-        if risk.weight_decay:
-            total.add_(risk.parameters.ravel().to(total.dtype), alpha=risk.weight_decay)
-        return total.to(risk.parameters.space.dtype)
-
-
-def summed_gradient(risk: Risk) -> tuple[Tensor, Totals]:
-    """Return the gradient of the weighted sum of losses, (n,), and what the data add up to."""
-
-    def compute() -> Share:
-        space = risk.parameters.space
-        total = torch.zeros(space.dimension, dtype=risk.accumulation_dtype, device=space.device)
-        blocks = list(risk.parameters.unravel(total).values())
-
-        def add(evaluation: Evaluation) -> None:
-            with torch.no_grad():
-                accumulate(blocks, evaluation.gradients(create_graph=False))
-
-        return Share(risk.passes.sweep(add), total)
-
-    share = risk.combined("gradient", compute)
-    return share.vector, share.totals
+    if not isinstance(risk, Risk):
+        msg = f"risk has type {type(risk).__qualname__}; pass Risk(model, loss, data)."
+        raise TypeError(msg)

@@ -13,8 +13,8 @@ from specdens_torch.guards import Totals
 from specdens_torch.jacobian import Jacobian
 from specdens_torch.linearized import Linearized, RiskMatrix
 from specdens_torch.parameters import FlatParameters
-from specdens_torch.risk import summed_gradient
 from specdens_torch.state import Fingerprint
+from specdens_torch.values import summed_gradient
 
 
 class GradientSecondMoment(RiskMatrix):

@@ -21,7 +21,7 @@ from specdens.arguments import (
 )
 from specdens_torch.history import SpectrumHistory, SpectrumRecord
 from specdens_torch.linearized import RiskMatrix
-from specdens_torch.risk import gradient
+from specdens_torch.values import gradient
 
 
 class SpectrumTracker:

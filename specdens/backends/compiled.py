@@ -89,14 +89,15 @@ def sketch(q, signs, size, sums):  # type: ignore[no-untyped-def]
     n, p = q.shape
     for part in prange(PARTS):
         total = np.zeros((size, p), q.dtype)
-        for i in range(part * n // PARTS, (part + 1) * n // PARTS):
-            row = i % size
-            if signs[i] > 0:
-                for j in range(p):
-                    total[row, j] += q[i, j]
-            else:
-                for j in range(p):
-                    total[row, j] -= q[i, j]
+        first = part * n // PARTS
+        row = first % size
+        for i in range(first, (part + 1) * n // PARTS):
+            sign = signs[i]  # a factor: nobody can foresee which branch random signs take
+            for j in range(p):
+                total[row, j] += sign * q[i, j]
+            row += 1
+            if row == size:
+                row = 0
         sums[part] = total
 
 

@@ -18,6 +18,8 @@ from specdens.backends import Backend
 
 #: Entries from which numba's threads are worth waking, and loading it is worth the time.
 _LARGE = 2**20
+_LONG = 2**10  # entries of a row that NumPy loops over at full speed
+_CACHED = 2**15  # entries of an array whose temporaries stay in cache
 
 
 def _from_numpy(array: np.ndarray, dtype: Any, device: Any) -> np.ndarray:
@@ -73,13 +75,45 @@ class _Recycler:
 _recycler = _Recycler()
 
 
-def _takes(*arrays: np.ndarray) -> ModuleType | None:
-    """Return the compiled kernels if these arrays are for them."""
+def _alike(*arrays: np.ndarray) -> bool:
+    """Tell whether all are real (n, p) arrays of one shape and dtype, row after row in memory."""
     first = arrays[0]
-    fits = all(
+    return first.dtype.char in "fd" and all(
         x.flags.c_contiguous and x.dtype == first.dtype and x.shape == first.shape for x in arrays
     )
-    return _compiled() if first.size >= _LARGE and first.dtype.char in "fd" and fits else None
+
+
+def _takes(*arrays: np.ndarray) -> ModuleType | None:
+    """Return the compiled kernels if these arrays are for them."""
+    return _compiled() if arrays[0].size >= _LARGE and _alike(*arrays) else None
+
+
+def _folded(*arrays: np.ndarray) -> Iterator[list[np.ndarray]]:
+    """Yield blocks of (n, p) arrays as views in which some rows lie end to end.
+
+    NumPy takes longer to start on a row than to add up sixteen numbers.
+    """
+    n, p = arrays[0].shape
+    fold = _fold(p)
+    whole = n // fold * fold
+    step = fold * max(1, _CACHED // (fold * p))
+    for start in range(0, whole, step):
+        rows = slice(start, min(start + step, whole))
+        yield [x[rows].reshape(-1, fold * p) for x in arrays]
+    if whole < n:
+        yield [x[whole:] for x in arrays]
+
+
+def _fold(p: int) -> int:
+    """Return how many rows of p entries are laid end to end."""
+    return max(1, _LONG // p)
+
+
+def _dots(x: np.ndarray, y: np.ndarray, p: int) -> np.ndarray:
+    """Return the inner products of the p columns of folded arrays, in double precision."""
+    x, y = (v.astype(np.float64, copy=False) for v in (x, y))
+    products: np.ndarray = np.einsum("ij,ij->j", x, y).reshape(-1, p)
+    return products.sum(axis=0)
 
 
 def _three_term(
@@ -91,7 +125,7 @@ def _three_term(
 ) -> Any:
     kernels = _takes(q, q_prev, product)
     if kernels is None:
-        return NotImplemented
+        return _folded_three_term(product, q, q_prev, beta, overwrite)
     sums, beta = np.empty((kernels.PARTS, q.shape[1])), np.ascontiguousarray(beta)
     if overwrite:
         kernels.three_term_into(product, q, q_prev, beta, sums)
@@ -101,41 +135,88 @@ def _three_term(
     return w, sums.sum(axis=0)
 
 
-def _subtract(w: np.ndarray, q: np.ndarray, alpha: np.ndarray) -> Any:
-    kernels = _takes(w, q)
-    if kernels is None:
+def _folded_three_term(
+    product: np.ndarray, q: np.ndarray, q_prev: np.ndarray, beta: np.ndarray, overwrite: bool
+) -> Any:
+    if not _alike(q, q_prev, product):
         return NotImplemented
-    sums = np.empty((kernels.PARTS, q.shape[1]))
-    kernels.subtract(w, q, alpha, sums)
-    return w, sums.sum(axis=0) ** 0.5
+    w, p = (product if overwrite else np.empty_like(q)), q.shape[1]
+    alpha, factors = np.zeros(p), np.tile(beta, _fold(p))
+    for part, made, now, before in _folded(w, product, q, q_prev):
+        np.subtract(made, factors[: part.shape[1]] * before, out=part)
+        alpha += _dots(now, part, p)
+    return w, alpha
+
+
+def _subtract(w: np.ndarray, q: np.ndarray, alpha: np.ndarray) -> Any:
+    if not _alike(w, q):
+        return NotImplemented
+    kernels = _takes(w, q)
+    if kernels is not None:
+        sums = np.empty((kernels.PARTS, q.shape[1]))
+        kernels.subtract(w, q, alpha, sums)
+        return w, sums.sum(axis=0) ** 0.5
+    p = q.shape[1]
+    squares, factors = np.zeros(p), np.tile(alpha, _fold(p))
+    for part, now in _folded(w, q):
+        part -= factors[: part.shape[1]] * now
+        squares += _dots(part, part, p)
+    return w, squares**0.5
 
 
 def _scale(w: np.ndarray, factors: np.ndarray) -> Any:
     kernels = _takes(w)
-    if kernels is None:
+    if kernels is not None:
+        kernels.scale(w, factors)
+        return w
+    if not _alike(w):
         return NotImplemented
-    kernels.scale(w, factors)
+    factors = np.tile(factors, _fold(w.shape[1]))
+    for (part,) in _folded(w):
+        part *= factors[: part.shape[1]]
     return w
 
 
 def _chebyshev(
     product: np.ndarray, t: np.ndarray, t_prev: np.ndarray, coefficients: np.ndarray
 ) -> Any:
-    kernels = _takes(t, t_prev, product)
-    if kernels is None:
+    if not _alike(t, t_prev, product):
         return NotImplemented
-    w, (crosses, squares) = _recycler.empty_like(t), np.empty((2, kernels.PARTS, t.shape[1]))
-    kernels.chebyshev(product, t, t_prev, coefficients, w, crosses, squares)
-    return w, crosses.sum(axis=0), squares.sum(axis=0)
+    kernels = _takes(t, t_prev, product)
+    if kernels is not None:
+        w = _recycler.empty_like(t)
+        crosses, squares = np.empty((2, kernels.PARTS, t.shape[1]))
+        kernels.chebyshev(product, t, t_prev, coefficients, w, crosses, squares)
+        return w, crosses.sum(axis=0), squares.sum(axis=0)
+    a, b, c = coefficients
+    w, p = np.empty_like(t), t.shape[1]
+    cross, square = np.zeros((2, p))
+    for part, at, now, before in _folded(w, product, t, t_prev):
+        np.multiply(a, at, out=part)
+        part += b * now
+        part += c * before
+        cross += _dots(part, now, p)
+        square += _dots(part, part, p)
+    return w, cross, square
 
 
 def _sketch(q: np.ndarray, signs: np.ndarray, size: int) -> Any:
-    kernels = _takes(q)
-    if kernels is None:
+    if not _alike(q):
         return NotImplemented
-    sums = np.empty((kernels.PARTS, size, q.shape[1]), dtype=q.dtype)
-    kernels.sketch(q, signs, size, sums)
-    return sums.sum(axis=0)
+    kernels = _takes(q)
+    if kernels is not None:
+        sums = np.empty((kernels.PARTS, size, q.shape[1]), dtype=q.dtype)
+        kernels.sketch(q, signs, size, sums)
+        return sums.sum(axis=0)
+    n, p = q.shape
+    whole, total = n // size * size, np.zeros((size, p), dtype=q.dtype)
+    step = size * max(1, _CACHED // (size * p))
+    for start in range(0, whole, step):
+        rows = slice(start, min(start + step, whole))
+        factors = signs[rows].astype(q.dtype).reshape(-1, size)
+        total += np.einsum("ijk,ij->jk", q[rows].reshape(-1, size, p), factors)
+    total[: n - whole] += signs[whole:, None] * q[whole:]
+    return total
 
 
 def _csr_product(matrix: Any, x: np.ndarray) -> Any:

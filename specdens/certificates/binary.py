@@ -6,7 +6,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.special import rel_entr, xlog1py, xlogy
 
-from specdens.certificates.checks import probabilities
+from specdens.arguments import checked_probabilities
+from specdens.certificates.checks import checked_divergences
 
 _MOST_NEWTON_STEPS = 60
 _TINY = np.finfo(np.float64).tiny
@@ -29,13 +30,15 @@ def binary_kl(q: ArrayLike, p: ArrayLike) -> np.ndarray:
     ------
     ValueError
         If a probability is outside [0, 1].
+    TypeError
+        If an argument is no number.
 
     Examples
     --------
     >>> float(binary_kl(0.0, 0.5))  # ln 2
     0.6931...
     """
-    q, p = probabilities("q", q), probabilities("p", p)
+    q, p = checked_probabilities("q", q), checked_probabilities("p", p)
     return np.asarray(rel_entr(q, p) + rel_entr(1 - q, 1 - p))
 
 
@@ -58,6 +61,8 @@ def kl_inverse(q: ArrayLike, c: ArrayLike) -> np.ndarray:
     ------
     ValueError
         If `q` is outside [0, 1] or `c` is negative.
+    TypeError
+        If an argument is no number.
 
     Notes
     -----
@@ -78,10 +83,7 @@ def kl_inverse(q: ArrayLike, c: ArrayLike) -> np.ndarray:
     >>> float(binary_kl(0.1, p[1])).__round__(12)
     0.05
     """
-    q, c = np.broadcast_arrays(probabilities("q", q), np.asarray(c, dtype=np.float64))
-    if not (c >= 0).all():
-        msg = f"c={c} must be zero or positive: it is a divergence."
-        raise ValueError(msg)
+    q, c = np.broadcast_arrays(checked_probabilities("q", q), checked_divergences("c", c))
     q = np.where(q < 1e-290, 0.0, q)  # so that d / q below cannot overflow
     easy = (q == 0) | (q == 1) | (c == 0) | np.isinf(c)
     p, k = np.where(easy, 0.5, q), np.where(easy, 0.5, c)  # any numbers where a formula follows

@@ -10,8 +10,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from specdens.arguments import checked_probabilities, is_integer, shown
 from specdens.certificates.binary import kl_inverse
-from specdens.certificates.checks import check_delta, check_examples, probabilities
+from specdens.certificates.checks import (
+    check_counts,
+    check_delta,
+    check_examples,
+    check_positive,
+    checked_divergences,
+)
 from specdens.certificates.gaussian import PriorGrid, gaussian_kl
 
 
@@ -59,14 +66,14 @@ def pac_bayes_bound(
     >>> float(pac_bayes_bound(0.02, 50.0, 10_000, index=391)).__round__(4)
     0.0422
     """
-    if not (isinstance(index, int | np.integer) and index >= 1):
-        msg = f"index={index!r} must be an integer of at least 1; PriorGrid.neighbors gives two."
-        raise ValueError(msg)
-    if not kl >= 0:
-        msg = f"kl={kl} must be zero or positive: it is a divergence."
+    if not is_integer(index) or index < 1:
+        msg = (
+            f"index={shown(index)} must be an integer of at least 1; PriorGrid.neighbors gives two."
+        )
         raise ValueError(msg)
     cost = (grid or PriorGrid()).cost(index, num_examples)
-    return kl_inverse(empirical_error, (kl + cost) / (num_examples - 1))
+    budget = (checked_divergences("kl", kl) + cost) / (num_examples - 1)
+    return kl_inverse(checked_probabilities("empirical_error", empirical_error), budget)
 
 
 def monte_carlo_upper(error: ArrayLike, num_samples: int, delta: float = 0.01) -> np.ndarray:
@@ -100,11 +107,9 @@ def monte_carlo_upper(error: ArrayLike, num_samples: int, delta: float = 0.01) -
     >>> float(monte_carlo_upper(0.03, 50_000)).__round__(5)
     0.03255
     """
-    if not (isinstance(num_samples, int | np.integer) and num_samples >= 1):
-        msg = f"num_samples={num_samples!r} must be a positive integer."
-        raise ValueError(msg)
+    check_counts(num_samples=num_samples)
     check_delta("delta", delta)
-    return kl_inverse(error, math.log(2 / delta) / num_samples)
+    return kl_inverse(checked_probabilities("error", error), math.log(2 / delta) / num_samples)
 
 
 @dataclass(frozen=True)
@@ -181,6 +186,8 @@ def certificate(
     ------
     ValueError
         If an argument is out of range, or an error is not a multiple of ``1 / num_examples``.
+    TypeError
+        If an argument is no number, or `grid` none.
 
     Notes
     -----
@@ -197,9 +204,13 @@ def certificate(
     >>> found.index, round(found.kl, 2), round(found.confidence, 3)
     (230, 2.45, 0.965)
     """
-    grid = grid or PriorGrid()
+    grid = PriorGrid() if grid is None else grid
+    if not isinstance(grid, PriorGrid):
+        msg = f"grid has type {type(grid).__qualname__}; expected a PriorGrid."
+        raise TypeError(msg)
     check_examples(num_examples)
-    measured = np.atleast_1d(probabilities("errors", errors))
+    check_positive("prior_variance", prior_variance)
+    measured = np.atleast_1d(checked_probabilities("errors", errors))
     wrong = measured * num_examples
     if measured.ndim != 1 or measured.size == 0 or (np.abs(wrong - np.rint(wrong)) > 1e-3).any():
         msg = (

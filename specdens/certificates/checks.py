@@ -1,46 +1,50 @@
-"""Checks of probabilities and counts, and of what a bound demands of priors, labels and bases."""
+"""Checks of divergences and counts, and of what a bound demands of priors, labels and bases."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-
-def probabilities(name: str, values: ArrayLike) -> np.ndarray:
-    array = np.asarray(values, dtype=np.float64)
-    if not ((array >= 0) & (array <= 1)).all():
-        msg = f"{name}={array} must lie between 0 and 1."
-        raise ValueError(msg)
-    return array
-
-
-def check_positive(name: str, value: float) -> None:
-    if not 0 < value < math.inf:
-        msg = f"{name}={value} must be positive and finite."
-        raise ValueError(msg)
+from specdens.arguments import (
+    checked_count,
+    checked_fraction,
+    checked_numbers,
+    checked_positive,
+    is_integer,
+    shown,
+)
 
 
-def check_delta(name: str, value: float) -> None:
-    if not 0 < value < 1:
-        msg = f"{name}={value} must lie between 0 and 1: it is a probability of failure."
-        raise ValueError(msg)
+def check_positive(name: str, value: Any) -> None:
+    checked_positive(name, value)
 
 
-def check_examples(number: int) -> None:
-    if not (isinstance(number, int | np.integer) and number >= 2):
-        msg = f"num_examples={number!r} must be an integer of at least 2."
-        raise ValueError(msg)
+def check_delta(name: str, value: Any) -> None:
+    checked_fraction(name, value, "it is a probability of failure")
+
+
+def check_examples(number: Any) -> None:
+    checked_count("num_examples", number, 2)
 
 
 def check_counts(**counts: Any) -> None:
     for name, count in counts.items():
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            msg = f"{name}={count!r} must be a positive integer."
+        if not is_integer(count) or count < 1:
+            msg = f"{name}={shown(count)} must be a positive integer."
             raise ValueError(msg)
+
+
+def checked_divergences(name: str, values: ArrayLike) -> np.ndarray:
+    """Return numbers from zero to infinity, both included, as a float64 array."""
+    array = checked_numbers(name, values)
+    wrong = array[~(array >= 0)]
+    if wrong.size:
+        msg = f"{name}={wrong.flat[0]} must be zero or positive: it is a divergence."
+        raise ValueError(msg)
+    return array
 
 
 def check_rows(numbers: Iterable[int | None], arrays: str) -> None:

@@ -15,6 +15,7 @@ import array_api_compat as compat
 import numpy as np
 from numpy.typing import ArrayLike
 
+from specdens.arguments import is_integer, shown
 from specdens.certificates.checks import check_counts, check_positive
 from specdens.certificates.gaussian import PriorGrid
 
@@ -65,11 +66,11 @@ class Schedule:
         check_counts(epochs=self.epochs, batch_size=self.batch_size, refresh_every=every)
         check_positive("learning_rate", self.learning_rate)
         thirds = self.epochs // 3, 2 * self.epochs // 3
-        drops = thirds if self.drops is None else tuple(self.drops)
-        if not all(isinstance(epoch, int) and epoch >= 0 for epoch in drops):
-            msg = f"drops={self.drops!r} must be epochs, integers from 0."
+        drops = thirds if self.drops is None else self.drops
+        if np.ndim(drops) != 1 or not all(is_integer(epoch) and epoch >= 0 for epoch in drops):
+            msg = f"drops={shown(self.drops)} must be epochs, integers from 0."
             raise ValueError(msg)
-        object.__setattr__(self, "drops", drops)
+        object.__setattr__(self, "drops", tuple(int(epoch) for epoch in drops))
 
     def rate(self, epoch: int) -> float:
         """Return the learning rate of an epoch."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import ArrayLike
 
+from specdens.arguments import checked_number, checked_numbers
 from specdens.certificates.checks import check_delta, check_examples, check_positive
 
 
@@ -47,7 +48,10 @@ def gaussian_kl(
     Raises
     ------
     ValueError
-        If lengths do not fit, or a scale or the variance is not positive and finite.
+        If lengths do not fit, a scale or the variance is not positive and finite, a multiplicity is
+        negative, or an entry of the means is not finite.
+    TypeError
+        If an argument is no number.
 
     References
     ----------
@@ -58,21 +62,31 @@ def gaussian_kl(
     >>> gaussian_kl([0.0, 1.0], [1.0, 1.0], [0.0, 0.0], 1.0)
     0.5
     """
-    w, w0 = np.asarray(mean, dtype=np.float64), np.asarray(prior_mean, dtype=np.float64)
-    s = np.asarray(scales, dtype=np.float64)
-    count = np.broadcast_to(np.asarray(multiplicities), s.shape)
+    w, w0 = checked_numbers("mean", mean), checked_numbers("prior_mean", prior_mean)
+    s, count = checked_numbers("scales", scales), checked_numbers("multiplicities", multiplicities)
     check_positive("prior_variance", prior_variance)
+    if count.shape not in ((), s.shape):
+        msg = f"multiplicities have shape {count.shape}, scales {s.shape}; pass one for each scale."
+        raise ValueError(msg)
+    if not (count >= 0).all():
+        msg = f"multiplicities={count.min():g} must not be negative: they count directions."
+        raise ValueError(msg)
+    count = np.broadcast_to(count, s.shape)
     if w.shape != w0.shape or w.ndim != 1 or s.ndim != 1 or count.sum() != w.size:
         msg = (
-            f"mean has shape {w.shape}, prior_mean {w0.shape}, and scales stand for {count.sum()} "
-            "directions; expected two vectors of one length D and scales for D directions."
+            f"mean has shape {w.shape}, prior_mean {w0.shape}, and scales stand for "
+            f"{count.sum():g} directions; expected two vectors of one length D and scales for D "
+            "directions."
         )
         raise ValueError(msg)
-    if not ((s > 0).all() and np.isfinite(s).all() and np.isfinite(w).all()):
+    if not ((s > 0).all() and np.isfinite(s).all()):
         msg = (
-            "scales must be positive and finite, and mean finite; a direction without variance "
-            "has infinite divergence from the prior."
+            "scales must be positive and finite; a direction without variance has infinite "
+            "divergence from the prior."
         )
+        raise ValueError(msg)
+    if not (np.isfinite(w).all() and np.isfinite(w0).all()):
+        msg = "mean or prior_mean has entries that are nan or infinite; both must be finite."
         raise ValueError(msg)
     ratio = s**2 / prior_variance
     divergence = (count * np.maximum(ratio - 1 - np.log(ratio), 0)).sum() + (
@@ -126,7 +140,7 @@ class PriorGrid:
 
     def variance(self, index: float) -> float:
         """Return the prior variance with that index (the formula's, for one between integers)."""
-        return self.largest * math.exp(-index / self.precision)
+        return self.largest * math.exp(-checked_number("index", index) / self.precision)
 
     def index(self, variance: float) -> float:
         """Return the index of a variance, a real number."""
@@ -148,7 +162,7 @@ class PriorGrid:
         num_examples : int
             n.
         """
-        if not index >= 1:
+        if not checked_number("index", index) >= 1:
             msg = f"index={index} must be at least 1: prior variances lie below {self.largest}."
             raise ValueError(msg)
         check_examples(num_examples)

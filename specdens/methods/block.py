@@ -24,6 +24,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 
 from specdens.backends import Array
+from specdens.methods.basis import Basis
 from specdens.methods.columns import Kernels, kernels, sketcher
 from specdens.methods.lanczos import SKETCH_SIZE, check_finite, random_signs
 from specdens.methods.orthogonality import Overlaps
@@ -44,7 +45,7 @@ _RANGE = 1e-7  # singular values of a block that one Gram matrix in double preci
 class BlockState:
     """Everything a run needs to go on from step k. A value: a step makes a new one."""
 
-    basis: tuple[Array, ...]  # Q_1, ..., Q_{k+1}, each (p, n), rows orthonormal, or zero if dropped
+    basis: Basis  # Q_1, ..., Q_{k+1}, each (p, n), rows orthonormal, or zero if dropped
     diagonal: np.ndarray  # (k, p, p) the M
     coupling: np.ndarray  # (k + 1, p, p) R_0, ..., R_k; rows of dropped vectors are zero
     overlaps: Overlaps  # how orthogonal the newest block is to the others
@@ -64,7 +65,8 @@ class BlockLanczos:
         rows = space.backend.xp.permute_dims(probes, (1, 0))
         q, r = orthonormalize(rows, 16 * space.precision, space, do)
         empty = np.zeros((0, *r.shape), dtype=r.dtype)
-        return BlockState((q,), empty, r[None], Overlaps.of_first_block(len(r), r.dtype))
+        basis = Basis(self.num_steps).append(q)
+        return BlockState(basis, empty, r[None], Overlaps.of_first_block(len(r), r.dtype))
 
     def step(self, operator: LinearOperator, state: BlockState) -> BlockState:
         """Return the state after one block product.
@@ -83,24 +85,27 @@ class BlockLanczos:
             m = space.to_numpy(do.inner(q, w))
         check_finite(m, "<x, A x>", k)
         m = (m + m.conj().T) / 2
-        # A new array, rows end to end in memory: the product itself may not be ours to change.
-        w, product = do.combine(q, space.from_numpy(-m)), w
-        w += product
+        if getattr(operator, "makes_new_rows", False):
+            w = do.take(w, q, space.from_numpy(m))
+        else:  # the product may not be ours to change, or its vectors not end to end in memory
+            product, w = w, do.combine(q, space.from_numpy(-m))
+            w += product
+            del product
         if k:
             w = do.take(w, state.basis[-2], space.from_numpy(state.coupling[-1].conj().T))
         diagonal = np.concatenate([state.diagonal, m[None]])
-        w, r, overlaps = self._orthogonalize(w, state, diagonal, space, do)
-        # The last block is only needed for its coefficients: no product will follow.
-        basis = state.basis if k + 1 == self.num_steps else (*state.basis, w)
+        w, r, basis, overlaps = self._orthogonalize(w, state, diagonal, space, do)
+        if k + 1 < self.num_steps:  # the last is only needed for its coefficients
+            basis = basis.append(w)
         coupling = np.concatenate([state.coupling, r[None]])
         return BlockState(basis, diagonal, coupling, overlaps)
 
     def _orthogonalize(
         self, w: Array, state: BlockState, diagonal: np.ndarray, space: VectorSpace, do: Kernels
-    ) -> tuple[Array, np.ndarray, Overlaps]:
-        """Return Q_{k+1} and R_k with Q_{k+1} R_k = W, and how orthogonal to the basis it is."""
-        left: list[np.ndarray] = []  # by the coefficients nothing should be
-        for q in state.basis[-2:]:
+    ) -> tuple[Array, np.ndarray, Basis, Overlaps]:
+        """Return Q_{k+1} and R_k with Q_{k+1} R_k = W, the basis it belongs to, and overlaps."""
+        left, basis = [], state.basis  # by the coefficients nothing should be left
+        for q in basis.newest:
             w, components = do.remove(w, q)
             left.append(space.to_numpy(components))
         scale = _norm(np.concatenate([diagonal, state.coupling[1:]]))
@@ -109,14 +114,13 @@ class BlockLanczos:
         rounding = max(float(np.mean(np.abs(left) ** 2)) ** 0.5, unavoidable)
         overlaps = state.overlaps.predict(diagonal, state.coupling, r, rounding)
         dirty = overlaps.to_clean(space.precision)
-        if dirty.any():
-            overlaps = overlaps.after_cleaning(dirty, r)
-            for j in np.flatnonzero(dirty):
-                w, _ = do.remove(w, state.basis[j])
+        if dirty.any() or overlaps.touches_neighbors(space.precision):
+            overlaps = overlaps.after_cleaning(dirty, r, space.precision)
+            w, basis = basis.clean(w, do, dirty)
             # A vector of which less than half is left was rounding error.
             w, again = orthonormalize(w, 0.5, space, do)
             r = again @ r
-        return w, r, overlaps
+        return w, r, basis, overlaps
 
     def steps_taken(self, state: BlockState) -> int:
         """Return the number of products so far."""
@@ -125,7 +129,7 @@ class BlockLanczos:
     def truncate(self, state: BlockState, steps: int) -> BlockState:
         """Return what of an earlier state `finish` needs, after `steps` products at most."""
         steps = min(steps, len(state.diagonal))
-        basis, coupling = state.basis[: steps + 1], state.coupling[: steps + 1]
+        basis, coupling = state.basis.first(steps + 1), state.coupling[: steps + 1]
         return BlockState(basis, state.diagonal[:steps], coupling, state.overlaps)
 
     def done(self, state: BlockState) -> bool:
@@ -194,8 +198,11 @@ class BlockLanczos:
         """Return random projections (k, s) of the Lanczos vectors of a single probe."""
         sketch = sketcher(space.backend, min(SKETCH_SIZE, space.dimension))
         signs, xp = random_signs(space), space.backend.xp
-        vectors = [xp.permute_dims(q, (1, 0)) for q in state.basis[: len(state.diagonal)]]
-        return np.array([space.to_numpy(sketch(q, signs))[:, 0] for q in vectors])
+        parts = [
+            space.to_numpy(sketch(xp.permute_dims(rows, (1, 0)), signs)).T
+            for rows in state.basis.first(len(state.diagonal)).rows()
+        ]
+        return np.concatenate(parts)
 
     def ritz(self, state: BlockState) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Return eigenvalues and eigenvectors of T without dropped vectors; which are left."""
@@ -225,7 +232,9 @@ class BlockLanczos:
     def from_arrays(self, space: VectorSpace, arrays: Mapping[str, np.ndarray]) -> BlockState:
         """Return the state that `to_arrays` took apart."""
         count = sum(name.startswith("basis") for name in arrays)
-        basis = tuple(space.from_numpy(arrays[f"basis{i}"]) for i in range(count))
+        basis = Basis(self.num_steps)
+        for i in range(count):
+            basis = basis.append(space.from_numpy(arrays[f"basis{i}"]))
         overlaps = Overlaps(*(arrays[f"overlaps_{field.name}"] for field in fields(Overlaps)))
         return BlockState(basis, arrays["diagonal"], arrays["coupling"], overlaps)
 

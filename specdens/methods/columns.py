@@ -150,7 +150,8 @@ def remove(w: Array, q: Array, *, take: Any = take) -> tuple[Array, Array]:
     In place where that is possible.
     """
     xp = compat.array_namespace(w)
-    components = xp.matmul(_conj(q, xp), xp.permute_dims(w, (1, 0)))
+    # Conjugates of the few, not of the many.
+    components = _conj(xp.matmul(q, xp.permute_dims(_conj(w, xp), (1, 0))), xp)
     return take(w, q, components), components
 
 

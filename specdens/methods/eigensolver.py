@@ -10,7 +10,8 @@ T, the part of G that belongs to V, has
           \quad\Rightarrow\quad |z^* x| \le \| G_F (\lambda - T)^{-1} V^* x \|,
 
 and a random unit vector x hardly ever has a component that small: one below :math:`\epsilon` with
-probability at most :math:`\epsilon \sqrt{2 n / \pi}`.
+probability at most :math:`\epsilon \sqrt{2 n / \pi}`. A run from a block of them proves it by
+itself, and multiplies of F only what residuals or that proof still need.
 """
 
 from __future__ import annotations
@@ -24,9 +25,13 @@ from specdens.backends import Array
 from specdens.methods.thick_restart import (
     Decomposition,
     RitzPairs,
+    Targets,
     append,
     combine,
+    component_density,
     expand,
+    hideable,
+    least_tol,
     lock,
     restart,
     ritz_pairs,
@@ -34,7 +39,7 @@ from specdens.methods.thick_restart import (
     steer,
 )
 from specdens.probes import draw, sphere
-from specdens.spaces import LinearOperator, VectorSpace
+from specdens.spaces import LinearOperator
 
 MISS = 1e-3  # probability that a search ends before it has found what is there
 LEAST_SEARCH = 40  # products that a search may always take
@@ -86,53 +91,6 @@ class Goal:
         return values + distance * (1 if self.which == "LA" else -1)
 
 
-@dataclass(frozen=True)
-class Targets:
-    """Places at and beyond which a run proves that nothing is left, for an end of the spectrum."""
-
-    signs: np.ndarray  # (q,) 1 for the high end, -1 for the low end
-    values: np.ndarray  # (q,) multiplied with the signs: greater is further out
-    seen: np.ndarray  # (q, size, b) the run's random vectors, as an eigenvector there sees them
-
-    def after_step(self, size: int) -> Targets:
-        """Return the targets for a decomposition that has grown to `size`."""
-        grown = np.pad(self.seen, ((0, 0), (0, size - self.seen.shape[1]), (0, 0)))
-        return replace(self, seen=grown)
-
-    def after_restart(self, state: Decomposition, pairs: RitzPairs, kept: np.ndarray) -> Targets:
-        """Return the targets for the decomposition that `restart` makes of `state`.
-
-        What an eigenvector sees of a discarded Ritz vector, it sees in F.
-        """
-        dropped = np.setdiff1d(np.arange(len(pairs.values)), kept)
-        seen = []
-        for sign, value, old in zip(self.signs, self.values, self.seen, strict=True):
-            inside = pairs.vectors.conj().T @ old[state.multiplied]
-            distance = sign * value - pairs.values[dropped]
-            left = pairs.coupling[:, dropped] @ (inside[dropped] / distance[:, None])
-            locked = np.zeros((state.num_locked, old.shape[1]))
-            seen.append(np.concatenate([locked, inside[kept], old[state.pending] + left]))
-        return replace(self, seen=np.array(seen))
-
-    def missed(self, state: Decomposition, pairs: RitzPairs, done: np.ndarray) -> np.ndarray:
-        """Return (q,) the largest part of the random vectors that an eigenvector could have.
-
-        An eigenvector at or beyond the target, that is, which is none of the Ritz vectors `done`.
-        """
-        bounds = []
-        for sign, value, seen in zip(self.signs, self.values, self.seen, strict=True):
-            distance = value - sign * pairs.values
-            others = ~(done & (distance <= 0))
-            if (distance[others] <= 0).any():
-                bounds.append(np.inf)
-                continue
-            inside = (pairs.vectors.conj().T @ seen[state.multiplied])[others]
-            left = pairs.coupling[:, others] @ (inside * (sign / distance[others])[:, None])
-            left = left + seen[state.pending]
-            bounds.append(float(np.linalg.norm(left, 2)) if left.size else 0.0)
-        return np.array(bounds)
-
-
 class Eigensolver:
     """The runs of `eigsh`: what is locked, the run in progress, and what it has cost."""
 
@@ -152,14 +110,18 @@ class Eigensolver:
         self.state = Decomposition.empty(A.space, capacity)
         self.locked = self.locked_residuals = np.zeros(0)
         self.targets: Targets | None = None
+        self.num_own = 0  # random vectors that a run without targets began with
         self.num_products = self.num_random = self.num_visible = 0
         self.num_given, self.is_testing = 0, False  # vectors to start from that still wait
         self.has_guests, self.may_hide, self.is_stuck = False, True, False
+        self.hidden = np.zeros(0)  # (targets,) how much guests may lower an eigenvalue there
 
     def solve(self, start: Array | None) -> None:
         """Run until all wanted pairs are converged and searched for, or products run out."""
         if start is None:
             self.add_random()
+            if self.block_size > 1:
+                self.num_own = self.state.size
         else:
             self.give(start)
         self.run(np.inf)
@@ -187,7 +149,7 @@ class Eigensolver:
         """
         self.state = append(self.state, vectors)
         count = self.state.num_pending
-        self.state = steer(self.state, np.ones((count, 1)))
+        self.state = steer(self.state, np.linalg.svd(np.ones((count, 1)))[0])
         is_short = self.max_products - self.num_products <= 4 * count
         self.num_given, self.is_testing = count, count > 1 and not is_short
 
@@ -197,7 +159,7 @@ class Eigensolver:
         empty = Decomposition.empty(self.A.space, int(self.state.basis.shape[0]))
         self.state = replace(empty, norm=self.state.norm)
         self.locked = self.locked_residuals = np.zeros(0)
-        self.targets, self.has_guests = None, False
+        self.targets, self.num_own, self.has_guests = None, 0, False
         self.give(vectors)
         self.run(np.inf)
 
@@ -207,7 +169,8 @@ class Eigensolver:
         self.add_random()
         added = np.eye(self.state.size)[:, before:]
         signs, values = np.array(targets).T
-        self.targets = Targets(signs, values, np.array([added] * len(targets)))
+        seen = np.array([added] * len(targets))
+        self.targets = Targets(signs, values - self.hidden, seen)
         self.run(max(LEAST_SEARCH, self.num_products))
 
     def best(self) -> tuple[np.ndarray, Array, np.ndarray]:
@@ -226,7 +189,7 @@ class Eigensolver:
 
         The proof may take `search` products as long as nothing new is in sight.
         """
-        first, self.is_stuck = self.num_products, False
+        last, self.is_stuck = self.num_products + search, False
         while True:
             pairs = ritz_pairs(self.state)
             self.pairs = pairs
@@ -237,9 +200,11 @@ class Eigensolver:
             wanted = chosen[chosen >= len(self.locked)] - len(self.locked)
             is_open = pairs.residuals[wanted] > self.threshold
             enough = len(values) >= self.goal.count
-            idle = self.num_products - first >= search
-            if enough and not is_open.any() and (idle or self.is_proved(values)):
-                return
+            needs = self.needs(pairs, wanted[is_open])
+            if enough and not is_open.any():
+                last = min(last, self.num_products + max(LEAST_SEARCH, self.num_products))
+                if self.num_products >= last or self.is_proved(values, needs):
+                    return
             if self.num_products >= self.max_products:
                 return
             inside = np.linalg.norm(pairs.coupling[:, wanted[is_open]], axis=0)
@@ -251,25 +216,33 @@ class Eigensolver:
             if not self.state.num_pending:
                 if enough:
                     return
+                self.num_own = 0
                 self.add_random()
                 if not self.state.num_pending:  # rounding leaves no room for another direction
                     return
                 continue
-            self.step(pairs, wanted)
+            self.step(pairs, wanted, needs if enough else needs[:, :0])
 
-    def step(self, pairs: RitzPairs, wanted: np.ndarray) -> None:
+    def step(self, pairs: RitzPairs, wanted: np.ndarray, needs: np.ndarray) -> None:
         """Multiply a block of vectors, after a restart if there is no room for it."""
         count = min(self.block_size, self.state.num_pending, self.max_products - self.num_products)
+        if self.num_own and needs.size:
+            rotation, sizes, _ = np.linalg.svd(needs)
+            count = min(count, self.width(int((sizes > 1).sum())))
         if self.state.room < min(count, self.A.space.dimension - self.state.size):
-            self.may_hide = False  # rounding has brought other copies into the Ritz vectors by now
+            # Rounding has brought other copies into the Ritz vectors, which fine tolerances notice.
+            rounding = roundoff(self.A.space) ** 0.5 * self.state.norm
+            self.may_hide, self.num_own = self.may_hide and self.threshold > rounding, 0
             spare = self.state.num_multiplied - len(wanted)
             num_kept = min(len(wanted) + int(0.45 * spare), self.state.num_multiplied - count)
             kept = self.goal.ranking(pairs.values)[:num_kept]
             if self.targets is not None:
                 self.targets = self.targets.after_restart(self.state, pairs, kept)
             self.state = restart(self.state, pairs.vectors[:, kept])
+        elif self.num_own and needs.size:
+            self.state = steer(self.state, rotation)
         elif self.may_steer and len(wanted):
-            self.state = steer(self.state, pairs.coupling[:, wanted])
+            self.state = steer(self.state, np.linalg.svd(pairs.coupling[:, wanted])[0])
         before = self.state.size
         self.state = expand(self.A, self.state, count)
         self.num_given = max(0, self.num_given - count)
@@ -280,6 +253,21 @@ class Eigensolver:
             self.targets = self.targets.after_step(self.state.size)
         self.num_products += count
         self.bar.update(count)
+
+    def needs(self, pairs: RitzPairs, open_pairs: np.ndarray) -> np.ndarray:
+        """Return what F is needed for: residuals and proof, 1 being as small as they must be."""
+        parts = [pairs.coupling[:, open_pairs] / self.threshold] if len(open_pairs) else []
+        targets = self.own_targets()
+        if targets is not None:
+            density = component_density(self.A.space.dimension, targets.seen.shape[2])
+            parts += [left * density / MISS for left in targets.left(self.state, pairs)]
+        nothing = np.zeros((self.state.num_pending, 0))
+        return np.concatenate([nothing, *parts], axis=1)
+
+    def width(self, needed: int) -> int:
+        """Return at least `needed` columns: few different numbers, each may need compiling."""
+        part = -(-self.block_size // 5)
+        return min(max(1, -(-needed // part)) * part, self.block_size)
 
     @property
     def may_steer(self) -> bool:
@@ -312,34 +300,59 @@ class Eigensolver:
         values[:locked] = self.goal.away(values[:locked], values[locked:], self.threshold)
         return self.goal.ranking(values)[: self.goal.count]
 
+    def groups(self) -> list[tuple[int, list[np.ndarray]]]:
+        """Return signs of ends and the wanted values there, ascending, equal ones together.
+
+        Without the least: more copies of it could only replace it.
+        """
+        values, _ = self.union()
+        ends = []
+        for sign, wanted in self.goal.sides(values[self.chosen(values)]):
+            wanted = np.sort(wanted)
+            cuts = np.flatnonzero(np.diff(wanted) > 4 * self.threshold) + 1
+            ends.append((sign, np.split(wanted, cuts)[1:]))
+        return ends
+
     def open_targets(self) -> list[tuple[int, float]]:
         """Return ends and places where an eigenvalue may still be hidden.
 
         Random vectors see as many copies of an eigenvalue as there are vectors.
         """
-        values, _ = self.union()
-        targets = []
-        for sign, wanted in self.goal.sides(values[self.chosen(values)]):
-            wanted = np.sort(wanted)
-            if not self.num_visible:
-                targets.append((sign, float(wanted[0] + self.threshold)))
-                continue
-            groups = np.split(wanted, np.flatnonzero(np.diff(wanted) > 4 * self.threshold) + 1)
-            targets += [
-                (sign, float(group[0] - 2 * self.threshold))
-                for group in groups[1:]
-                if len(group) >= self.num_visible
-            ]
-        return targets
+        if not self.num_visible:
+            values, _ = self.union()
+            sides = self.goal.sides(values[self.chosen(values)])
+            return [(sign, float(wanted.min() + self.threshold)) for sign, wanted in sides]
+        return [
+            (sign, float(group[0] - 2 * self.threshold))
+            for sign, groups in self.groups()
+            for group in groups
+            if len(group) >= self.num_visible
+        ]
 
-    def is_proved(self, values: np.ndarray) -> bool:
+    def own_targets(self) -> Targets | None:
+        """Return the places down to which the run's own random vectors must have shown all.
+
+        Of them as many serve as the most frequent eigenvalue has known copies, and one.
+        """
+        ends = [end for end in self.groups() if end[1]] if self.num_own else []
+        if not ends:
+            return None
+        signs = np.array([sign for sign, _ in ends])
+        places = np.array([groups[0][0] - 2 * self.threshold for _, groups in ends])
+        copies = max(len(group) for _, groups in ends for group in groups)
+        # They are the first of V: all of them are multiplied before any are left out.
+        seen = np.eye(self.state.size, min(copies + 1, self.num_own))
+        return Targets(signs, places, np.array([seen] * len(ends)))
+
+    def is_proved(self, values: np.ndarray, needs: np.ndarray) -> bool:
         """Tell whether the run's random vectors would have shown an eigenvalue at the targets."""
         if self.targets is None:
-            return True
+            return not needs.size or bool(np.linalg.norm(needs, 2) <= 1)
         missed = self.targets.missed(self.state, self.pairs, self.pairs.residuals <= self.threshold)
         for sign, wanted in self.goal.sides(values[self.chosen(values)]):
             # What is not wanted any more need not be searched.
-            relevant = (self.targets.signs == sign) & (self.targets.values > wanted.min())
+            places = self.targets.values + self.hidden
+            relevant = (self.targets.signs == sign) & (places > wanted.min())
             n = self.A.space.dimension
             if (missed[relevant] * component_density(n) > MISS).any():
                 return False
@@ -357,9 +370,7 @@ class Eigensolver:
     def lock(self, targets: list[tuple[int, float]]) -> None:
         """Lock what has converged, a few more than are wanted, and end the run.
 
-        Other Ritz vectors y that are far from the targets are locked too, as guests. An eigenvector
-        of an eigenvalue at distance d of theirs has a component of at most residual / d along each:
-        hiding them moves it by the sum of residual ** 2 / d, which is kept below the threshold.
+        Other Ritz vectors y that are far from the targets are locked too, as guests.
         """
         values, residuals = self.union()
         old = len(self.locked)
@@ -370,31 +381,19 @@ class Eigensolver:
         guests = self.guests(targets, np.setdiff1d(np.arange(old, len(values)), new))
         columns = np.concatenate([new, guests]) - old
         self.state = lock(self.state, self.pairs.vectors[:, columns], kept)
-        self.has_guests = len(guests) > 0
+        self.has_guests, self.num_own = len(guests) > 0, 0
         picked = np.concatenate([kept, new])
         self.locked, self.locked_residuals = values[picked], residuals[picked]
         self.pairs = ritz_pairs(self.state)
 
     def guests(self, targets: list[tuple[int, float]], candidates: np.ndarray) -> np.ndarray:
-        """Return those of the run's unconverged Ritz vectors that may be hidden from the next."""
+        """Return those of the run's unconverged Ritz vectors that the next run need not see."""
         values, residuals = self.union()
         signs, places = np.array(targets).T
-        distance = np.min(places[:, None] - signs[:, None] * values[candidates], axis=0)
-        if not self.may_hide:
-            return candidates[:0]
-        with np.errstate(divide="ignore"):
-            loss = residuals[candidates] ** 2 / np.maximum(distance, 0.0)
-        order = np.argsort(loss)
-        fits = np.cumsum(loss[order]) <= self.threshold
+        self.hidden = np.zeros(len(targets))
         limit = int(self.state.basis.shape[0]) // 2 - self.goal.count - 10
-        return candidates[order[fits]][: max(limit, 0)]
-
-
-def component_density(dimension: int) -> float:
-    """Return c with P(|z^* x| <= epsilon) <= c epsilon, for x uniform on the unit sphere."""
-    return (2 * dimension / np.pi) ** 0.5
-
-
-def least_tol(space: VectorSpace) -> float:
-    """Return the residual, relative to the norm, that rounding lets every pair reach."""
-    return max(16 * roundoff(space), 2 * space.precision)
+        if not self.may_hide or limit <= 0:
+            return candidates[:0]
+        distances = places[:, None] - signs[:, None] * values[candidates]
+        picked, self.hidden = hideable(distances, residuals[candidates], self.threshold, limit)
+        return candidates[picked]

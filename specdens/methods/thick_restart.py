@@ -85,6 +85,63 @@ class RitzPairs:
     coupling: np.ndarray  # (pending, m) <F, A u>
 
 
+@dataclass(frozen=True)
+class Targets:
+    """Places at and beyond which a run proves that nothing is left, for an end of the spectrum."""
+
+    signs: np.ndarray  # (q,) 1 for the high end, -1 for the low end
+    values: np.ndarray  # (q,) multiplied with the signs: greater is further out
+    seen: np.ndarray  # (q, size, b) the run's random vectors, as an eigenvector there sees them
+
+    def after_step(self, size: int) -> Targets:
+        """Return the targets for a decomposition that has grown to `size`."""
+        grown = np.pad(self.seen, ((0, 0), (0, size - self.seen.shape[1]), (0, 0)))
+        return replace(self, seen=grown)
+
+    def after_restart(self, state: Decomposition, pairs: RitzPairs, kept: np.ndarray) -> Targets:
+        """Return the targets for the decomposition that `restart` makes of `state`.
+
+        What an eigenvector sees of a discarded Ritz vector, it sees in F.
+        """
+        dropped = np.setdiff1d(np.arange(len(pairs.values)), kept)
+        seen = []
+        for sign, value, old in zip(self.signs, self.values, self.seen, strict=True):
+            inside = pairs.vectors.conj().T @ old[state.multiplied]
+            distance = sign * value - pairs.values[dropped]
+            left = pairs.coupling[:, dropped] @ (inside[dropped] / distance[:, None])
+            locked = np.zeros((state.num_locked, old.shape[1]))
+            seen.append(np.concatenate([locked, inside[kept], old[state.pending] + left]))
+        return replace(self, seen=np.array(seen))
+
+    def left(self, state: Decomposition, pairs: RitzPairs) -> list[np.ndarray]:
+        """Return (pending, b) for each target: what an eigenvector there sees of F stands for.
+
+        If it sees w of F, it has w @ left of the random vectors, the Ritz vectors at and beyond the
+        target being known.
+        """
+        parts = []
+        for sign, value, seen in zip(self.signs, self.values, self.seen, strict=True):
+            distance = value - sign * pairs.values
+            inner = distance > 0
+            inside = (pairs.vectors.conj().T @ seen[state.multiplied])[inner]
+            outside = pairs.coupling[:, inner] @ (inside * (sign / distance[inner])[:, None])
+            parts.append(outside + seen[state.pending])
+        return parts
+
+    def missed(self, state: Decomposition, pairs: RitzPairs, done: np.ndarray) -> np.ndarray:
+        """Return (q,) the largest part of the random vectors that an eigenvector could have.
+
+        An eigenvector at or beyond the target, that is, which is none of the Ritz vectors `done`.
+        """
+        bounds = []
+        places = zip(self.signs, self.values, strict=True)
+        for (sign, value), left in zip(places, self.left(state, pairs), strict=True):
+            unknown = (sign * pairs.values >= value) & ~done
+            size = float(np.linalg.norm(left, 2)) if left.size else 0.0
+            bounds.append(np.inf if unknown.any() else size)
+        return np.array(bounds)
+
+
 def append(state: Decomposition, vectors: Array) -> Decomposition:
     """Return the decomposition with the span of `vectors` (n, p) added to F."""
     xp = state.space.backend.xp
@@ -130,14 +187,14 @@ def ritz_pairs(state: Decomposition) -> RitzPairs:
     return RitzPairs(theta, s, np.linalg.norm(residuals, axis=0), residuals[state.pending])
 
 
-def steer(state: Decomposition, coupling: np.ndarray) -> Decomposition:
-    """Return F rotated so that its first vectors carry most of the residuals ``F @ coupling``."""
-    rotation = np.linalg.svd(coupling)[0]
-    before = state.pending.start
-    basis = _mix(state, [(slice(0, before), np.eye(before)), (state.pending, rotation)])
+def steer(state: Decomposition, rotation: np.ndarray) -> Decomposition:
+    """Return the decomposition with F replaced by ``F @ rotation``."""
+    space, rows = state.space, state.pending
+    do = kernels(space.backend, space.wide_dtype)
+    turned = do.combine(state.basis[rows, :], space.from_numpy(rotation))
     matrix = state.matrix.copy()
-    matrix[state.pending] = rotation.conj().T @ matrix[state.pending]
-    return replace(state, basis=basis, matrix=matrix)
+    matrix[rows] = rotation.conj().T @ matrix[rows]
+    return replace(state, basis=xpx.at(state.basis)[rows, :].set(turned), matrix=matrix)
 
 
 def restart(state: Decomposition, vectors: np.ndarray) -> Decomposition:
@@ -242,3 +299,58 @@ def _copy(rows: Array, space: VectorSpace) -> Array:
 def roundoff(space: VectorSpace) -> float:
     """Return the unit roundoff of vectors, which may be finer than that of products."""
     return float(space.backend.xp.finfo(space.working_dtype).eps)
+
+
+def hideable(
+    distances: np.ndarray, residuals: np.ndarray, least: float, limit: int
+) -> tuple[np.ndarray, np.ndarray]:
+    r"""Return which Ritz vectors a search may be kept orthogonal to, and what that costs it.
+
+    With residuals :math:`F c_i` an eigenvector z of :math:`\lambda` has components :math:`z^* y_i =
+    (z^* F) c_i / (\lambda - \theta_i)` along Ritz vectors :math:`y_i`. Without those its Rayleigh
+    quotient is lower by at most :math:`\sum_i |c_i|^2 / (\lambda - \theta_i)`. That much further in
+    a search has to look: a tenth of the way to the next Ritz value, or `least`, is worth it.
+
+    Parameters
+    ----------
+    distances : ndarray of shape (q, m)
+        From the places of a search inwards to m Ritz values.
+    residuals : ndarray of shape (m,)
+        Their residual norms.
+    least : float
+        What is always worth it.
+    limit : int
+        Vectors at most.
+
+    Returns
+    -------
+    picked : ndarray of int
+    hidden : ndarray of shape (q,)
+        The sums above.
+    """
+    inside = np.flatnonzero((distances > 0).all(axis=0))
+    losses = residuals[inside] ** 2 / distances[:, inside]
+    worst, nearest = losses.max(axis=0, initial=0.0), distances[:, inside].min(initial=np.inf)
+    order = np.argsort(worst, kind="stable")
+    fits = np.cumsum(worst[order]) <= max(least, 0.1 * nearest)
+    picked = order[fits][:limit]
+    return inside[picked], losses[:, picked].sum(axis=1)
+
+
+def component_density(dimension: int, count: int = 1) -> float:
+    r"""Return c with :math:`P(\|Z^* X\| \le \epsilon) \le c \epsilon` for random unit vectors X.
+
+    Z spans what is left of an eigenspace of which `count` - 1 copies are known, and X are `count`
+    vectors. With one: the density of a component of a point on the sphere. With more the norm is at
+    least the smallest singular value of X in a part of the eigenspace of dimension `count`, whose
+    entries are Gaussian but for terms of order 1 / n (Sankar, Spielman, Teng 2006, SIAM J. Matrix
+    Anal. Appl. 28(2), 446, theorem 3.3).
+    """
+    if count == 1:
+        return (2 * dimension / np.pi) ** 0.5
+    return 2.35 * (count * dimension) ** 0.5
+
+
+def least_tol(space: VectorSpace) -> float:
+    """Return the residual, relative to the norm, that rounding lets every pair reach."""
+    return max(16 * roundoff(space), 2 * space.precision)

@@ -15,13 +15,6 @@ WEIGHTS = (1.0, 3.0, 0.5)
 CLASSES = 3
 
 
-@pytest.fixture(autouse=True)
-def doubles():
-    """Double precision, in every test of a module that imports it."""
-    with jax.enable_x64(True):
-        yield
-
-
 def numbers(*shape, seed=0):
     return np.random.default_rng(seed).normal(size=shape)
 

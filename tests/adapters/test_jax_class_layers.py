@@ -17,11 +17,7 @@ X = RNG.normal(size=(7, 4))
 SOFT = RNG.dirichlet(np.ones(3), size=7)
 LABELS = np.array([0, 1, -100, 0, 0, 1, 1])  # one without a class, and a class without examples
 
-
-@pytest.fixture(autouse=True)
-def doubles():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("doubles")
 
 
 def predict(params, x):

@@ -27,11 +27,7 @@ PARTS = ("class", "cross", "equal", "within")
 CLASSES, EXAMPLES = 3, 8
 WEIGHTS = (1.0, 3.0, 0.5)
 
-
-@pytest.fixture(autouse=True)
-def doubles():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("doubles")
 
 
 def numbers(*shape, seed=0):

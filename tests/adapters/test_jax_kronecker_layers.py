@@ -27,7 +27,8 @@ from tests.adapters.jax_kronecker_cases import (
     smoothed,
     with_head,
 )
-from tests.adapters.jax_kronecker_cases import doubles as doubles
+
+pytestmark = pytest.mark.usefixtures("doubles")
 
 
 def single(params, x):

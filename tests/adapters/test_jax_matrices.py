@@ -40,11 +40,7 @@ FEW = [
 ]
 WEIGHTS = (1.0, 3.0, 0.5)
 
-
-@pytest.fixture(autouse=True)
-def doubles():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("doubles")
 
 
 def numbers(*shape, seed=0):

@@ -7,20 +7,24 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import specdens_jax
 from specdens_jax import (
+    ClassStructure,
+    CorrectedKronecker,
     CrossEntropy,
     Fisher,
+    FlatParameters,
     GradientSecondMoment,
     Hessian,
+    KroneckerFactors,
     Risk,
     SquaredError,
+    along_line,
+    layerwise,
+    pac_bayes,
 )
 
-
-@pytest.fixture(autouse=True)
-def doubles():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("doubles")
 
 
 def numbers(*shape, seed=0):
@@ -107,13 +111,18 @@ def test_restricted_risks():
 REFUSED = [
     ({"predict": None}, TypeError, "predict has type NoneType"),
     ({"loss": "mse"}, TypeError, "loss has type str"),
-    ({"reduction": "none"}, ValueError, "reduction='none' must be"),
+    ({"reduction": "none"}, ValueError, "reduction='none' is unknown; expected 'mean' or"),
+    ({"reduction": 3}, TypeError, "reduction=3 is unknown"),
     ({"weight_decay": -1.0}, ValueError, "weight_decay=-1.0 must be"),
     ({"weight_decay": float("nan")}, ValueError, "weight_decay=nan must be"),
     ({"batch_size": 0}, ValueError, "batch_size=0 must be"),
-    ({"batch_size": True}, ValueError, "batch_size=True must be"),
+    ({"batch_size": True}, TypeError, "batch_size=True must be an integer; None leaves"),
+    ({"weight_decay": "small"}, TypeError, "weight_decay='small' must be a real number"),
     ({"accumulate": "float32"}, ValueError, "accumulate='float32' must be"),
     ({"accumulate": "double double"}, ValueError, "accumulate='double double' must be"),
+    ({"accumulate": "a"}, ValueError, "accumulate='a' must be 'compensated' or a dtype at least"),
+    ({"accumulate": "complex128"}, ValueError, "accumulate='complex128' .* 'float64'"),
+    ({"accumulate": jnp.ones(3)}, TypeError, "accumulate=ArrayImpl of shape"),
 ]
 
 
@@ -122,6 +131,79 @@ def test_arguments_that_are_refused(options, error, match):
     given = {"predict": mlp, "loss": CrossEntropy(), "params": PERCEPTRON, "data": (FLAT, LABELS)}
     with pytest.raises(error, match=match):
         Risk(**(given | options))
+
+
+CALLS = {
+    "risk_value": (
+        lambda risk: specdens_jax.risk_value(Hessian(risk)),
+        "risk has type Hessian",
+    ),
+    "gradient": (
+        lambda risk: specdens_jax.gradient(mlp),
+        "type function; expected a Risk",
+    ),
+    "class of a loss": (
+        lambda risk: Risk(mlp, CrossEntropy, PERCEPTRON, (FLAT, LABELS)),
+        r"loss is the class CrossEntropy; pass CrossEntropy\(\)",
+    ),
+    "no parameters": (lambda risk: FlatParameters({"a": 1}), "params={'a': 1} have no leaf that"),
+    "selection": (
+        lambda risk: risk.restricted(lambda name: jnp.ones(2)),
+        r"parameters\('.*'\) returned ArrayImpl of shape \(2,\); expected True or False",
+    ),
+    "no columns": (
+        lambda risk: Hessian(risk) @ jnp.ones((risk.parameters.size, 0)),
+        r"x has shape \(\d+, 0\); expected",
+    ),
+    "blocks": (
+        lambda risk: layerwise(Hessian(risk), by=lambda name: [name]),
+        r"by\('.*'\) returned \['.*'\]; expected the name of a block",
+    ),
+    "eigenvectors": (
+        lambda risk: ClassStructure(risk).attribution([1.0], [[1.0]]),
+        r"eigenvectors=\[\[1.0\]\] must be an array",
+    ),
+    "truth value": (
+        lambda risk: KroneckerFactors(risk, "w", bias="no"),
+        "bias='no' must be True or False",
+    ),
+    "factors": (
+        lambda risk: CorrectedKronecker(3, np.eye(2)),
+        "factors has type int; exp",
+    ),
+    "quantity": (
+        lambda risk: along_line(risk, *line(risk), [0, 1], quantity=lambda risk: None),
+        r"quantity\(risk\)=None must be a real number",
+    ),
+    "end of a line": (
+        lambda risk: along_line(risk, *line(risk, 1j), [0, 1]),
+        "start has dtype complex128; expected real floating-point parameters",
+    ),
+    "prior": (lambda risk: pac_bayes(risk, None), "prior_mean=None is no array; expected the para"),
+    "grid": (lambda risk: pac_bayes(risk, line(risk)[0], grid=3), "grid=3 must be a PriorGrid"),
+    "seed": (lambda risk: pac_bayes(risk, line(risk)[0], seed=1.5), "seed=1.5 must be an integer"),
+    "smoothing": (
+        lambda risk: CrossEntropy(label_smoothing=1.5),
+        "label_smoothing=1.5 must",
+    ),
+    "class weights": (
+        lambda risk: CrossEntropy(class_weights=(1.0,))(jnp.ones((2, 3)), LABELS[:2]),
+        r"class_weights=\(1.0,\) must be one number for each of 3 classes",
+    ),
+    "outputs": (lambda risk: CrossEntropy()(jnp.ones(()), LABELS), r"outputs have shape \(\); exp"),
+}
+
+
+def line(risk, scale=1.0):
+    return scale * jnp.ones(risk.parameters.size), jnp.zeros(risk.parameters.size)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_calls_that_are_refused(name):
+    """Errors of ours, which name the argument, not those of JAX."""
+    call, match = CALLS[name]
+    with pytest.raises((TypeError, ValueError), match=match):
+        call(risk_of())
 
 
 def test_arguments_of_matrices_that_are_refused():

@@ -25,11 +25,7 @@ from specdens_jax.posterior import (
 
 SHORT = {"epochs": 3, "num_monte_carlo": 10, "batch_size": 10}
 
-
-@pytest.fixture(autouse=True)
-def doubles():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("doubles")
 
 
 def orthogonal(order, seed):

@@ -12,11 +12,7 @@ from specdens_jax.paths import LinePath, along_line
 
 ALPHAS = np.linspace(-0.5, 1.5, 9)
 
-
-@pytest.fixture(autouse=True)
-def doubles():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("doubles")
 
 
 def numbers(*shape, seed=0):

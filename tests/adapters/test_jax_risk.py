@@ -16,11 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 from specdens_jax import CrossEntropy, FlatParameters, Hessian, Risk, SquaredError, risk_value
 from specdens_jax import gradient as gradient_of
 
-
-@pytest.fixture(autouse=True)
-def doubles():
-    with jax.enable_x64(True):
-        yield
+pytestmark = pytest.mark.usefixtures("doubles")
 
 
 class Pair(NamedTuple):

@@ -27,11 +27,15 @@ def environment(num_devices):
 
 
 @pytest.mark.slow
-def test_on_eight_devices():
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
-    command.append("tests/adapters/jax_sharding_cases.py")
+@pytest.mark.parametrize(
+    ("file", "num_devices"), [("jax_sharding_cases.py", 8), ("test_jax_explicit_axes.py", 4)]
+)
+def test_on_many_devices(file, num_devices):
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", ""]
+    command.append(f"tests/adapters/{file}")
+    env = environment(num_devices)
     run = subprocess.run(
-        command, cwd=ROOT, env=environment(8), capture_output=True, text=True, timeout=SECONDS
+        command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=SECONDS
     )
     assert run.returncode == 0, run.stdout[-8000:] + run.stderr[-2000:]
     assert re.search(r"\b\d+ passed", run.stdout)

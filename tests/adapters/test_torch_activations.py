@@ -9,7 +9,7 @@ from torch import nn
 from specdens_torch import GaussNewton, Hessian, Residual
 from specdens_torch.activations import ACTIVATIONS
 from tests.adapters.torch_cases import classes, dense, mlp
-from tests.adapters.torch_dense import gauss_newton
+from tests.adapters.torch_dense import assert_close, gauss_newton
 
 CE = nn.CrossEntropyLoss()
 LAYERS = {
@@ -18,10 +18,6 @@ LAYERS = {
     "silu": nn.SiLU,
     "silu in place": lambda: nn.SiLU(inplace=True),
 }
-
-
-def assert_close(actual, expected, rtol=1e-10):
-    torch.testing.assert_close(actual, expected, rtol=rtol, atol=rtol * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -83,34 +79,3 @@ def test_models_that_use_transforms_themselves():
     hessian = Hessian(model, CE, (inputs, labels))
     identity = torch.eye(24, dtype=torch.float64)
     assert_close(hessian @ identity, dense(model, CE, inputs, labels))
-
-
-class Slopes(nn.Module):
-    """A network that returns derivatives in its inputs, so that a Hessian has third ones."""
-
-    def __init__(self, layer):
-        super().__init__()
-        torch.manual_seed(0)
-        self.inner = nn.Sequential(nn.Linear(4, 4), layer, nn.Linear(4, 1)).double()
-
-    def forward(self, x):
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            return torch.autograd.grad(self.inner(x).sum(), x, create_graph=True)[0]
-
-
-@pytest.mark.parametrize("layer", [nn.GELU(), nn.SiLU()], ids=str)
-def test_models_that_take_derivatives_themselves(layer):
-    model, (inputs, _) = Slopes(layer), classes()
-    targets = torch.zeros_like(inputs)
-    hessian = Hessian(model, nn.MSELoss(), (inputs, targets))
-    identity = torch.eye(hessian.space.dimension, dtype=torch.float64)
-    names, shapes = zip(*((n, p.shape) for n, p in model.named_parameters()), strict=True)
-
-    def risk(flat):
-        blocks = flat.split([shape.numel() for shape in shapes])
-        state = {n: b.reshape(s) for n, b, s in zip(names, blocks, shapes, strict=True)}
-        return nn.MSELoss()(torch.func.functional_call(model, state, (inputs,)), targets)
-
-    flat = torch.cat([p.detach().flatten() for p in model.parameters()])
-    assert_close(hessian @ identity, torch.autograd.functional.hessian(risk, flat))

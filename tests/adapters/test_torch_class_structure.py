@@ -330,7 +330,11 @@ def test_logits_that_no_parameter_changes_have_no_structure() -> None:
         (lambda s: ClassStructure(s.risk, 4).class_means, ValueError, "num_classes=4, but"),
         (lambda s: s.principal_subspace(4), ValueError, "k=4 must be an integer from 1 to .* 3"),
         (lambda s: s.eigenvalues("within"), ValueError, "part='within'"),
-        (lambda s: s.basis("all"), ValueError, "part='all'"),
+        (lambda s: s.basis("all"), ValueError, "part='all' is unknown; expected one of 'class', "),
+        (lambda s: s.basis("all"), ValueError, "'means'; G_within has no small matrix"),
+        (lambda s: s.basis(3), TypeError, "part=3 is unknown"),
+        (lambda s: s.knockout(s.G_class, how=None), TypeError, "how=None is unknown; expected 'pr"),
+        (lambda s: ClassStructure(s.risk, weighting=1), TypeError, "weighting=1 is unknown"),
         (lambda s: s.knockout(s.G_class, how="drop"), ValueError, "how='drop'"),
         (lambda s: s.G_cross @ torch.ones(3), ValueError, "x has shape"),
         (lambda s: s.G_class @ torch.ones(43), TypeError, "x has dtype"),
@@ -341,6 +345,23 @@ def test_errors_name_the_argument(call: Any, error: type[Exception], message: st
     structure = case("hard").structure("probability")
     with pytest.raises(error, match=message):
         call(structure)
+
+
+@pytest.mark.parametrize("weighting", WEIGHTINGS)
+def test_parts_of_one_mean_for_each_class_need_no_inner_products_of_pairs(weighting: str) -> None:
+    data = case("weighted")
+    small = data.structure(weighting, memory_budget=8 * 3**4 - 1)
+    for part in ("class", "equal"):
+        dense = data.dense(weighting).parts[part]
+        check_spectrum(small, part, dense)
+        values, vectors = torch.linalg.eigh(dense)
+        assert small.attribution(values, vectors, part).share == pytest.approx(1, rel=1e-10)
+        rest = product_of_identity(small.knockout(small.G_equal, part))
+        basis = small.basis(part)
+        assert (rest @ basis).abs().max() < 1e-12
+    for part in ("cross", "means"):
+        with pytest.raises(ValueError, match=r"num_classes=3: .*'class' and 'equal' as parts"):
+            small.eigenvalues(part)
 
 
 def test_errors_of_data_and_losses() -> None:
@@ -355,7 +376,6 @@ def test_errors_of_data_and_losses() -> None:
     small = data.structure("probability", memory_budget=8 * 3**4 - 1)
     with pytest.raises(ValueError, match=r"num_classes=3: .*class_means"):
         small.pair_gram()
-    assert small.eigenvalues("class").shape == (3,)
     empty = case("empty").structure("probability")
     with pytest.raises(ValueError, match="k=3 exceeds the rank 2"):
         empty.principal_subspace(3)

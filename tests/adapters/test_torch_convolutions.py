@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from specdens_torch import GaussNewton, Hessian, Residual
 from specdens_torch.convolution import CONVOLUTIONS
 from tests.adapters.torch_cases import dense
-from tests.adapters.torch_dense import gauss_newton
+from tests.adapters.torch_dense import assert_close, gauss_newton
 
 CE = nn.CrossEntropyLoss()
 SETTINGS = {
@@ -38,10 +38,6 @@ def network(dimensions, settings):
     generator = torch.Generator().manual_seed(1)
     inputs = torch.randn(4, 1, *size, generator=generator, dtype=torch.float64)
     return model.double(), inputs, torch.randint(3, (4,), generator=generator)
-
-
-def assert_close(actual, expected, rtol=1e-10):
-    torch.testing.assert_close(actual, expected, rtol=rtol, atol=rtol * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("name", SETTINGS)

@@ -13,7 +13,7 @@ from specdens.probes import generator
 from specdens.testing import check_operator
 from specdens_torch import Fisher, GaussNewton, Risk, layerwise
 from tests.adapters.torch_cases import architectures, classes, mlp, ragged
-from tests.adapters.torch_dense import example_gradients, second_moment
+from tests.adapters.torch_dense import assert_close, example_gradients, second_moment
 
 CE = nn.CrossEntropyLoss()
 ARCHITECTURES = architectures()
@@ -21,10 +21,6 @@ ARCHITECTURES = architectures()
 
 def matrix_of(operator):
     return operator @ torch.eye(operator.space.dimension, dtype=operator.space.dtype)
-
-
-def assert_close(actual, expected, rtol=1e-10):
-    torch.testing.assert_close(actual, expected, rtol=rtol, atol=rtol * expected.abs().max().item())
 
 
 def labels_drawn(model, inputs, seed, sample):

@@ -16,6 +16,7 @@ from specdens import LinearOperator, VectorSpace, slq
 from specdens.testing import check_operator
 from specdens_torch import Hessian, Risk, gradient, risk_value
 from tests.adapters.torch_cases import TwoInputs, architectures, classes, dense, mlp, ragged
+from tests.adapters.torch_dense import assert_close
 
 CE = nn.CrossEntropyLoss()
 ARCHITECTURES = architectures()
@@ -23,10 +24,6 @@ ARCHITECTURES = architectures()
 
 def identity(operator):
     return torch.eye(operator.space.dimension, dtype=operator.space.dtype)
-
-
-def assert_close(actual, expected, rtol=1e-10):
-    torch.testing.assert_close(actual, expected, rtol=rtol, atol=rtol * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("name", ARCHITECTURES)

@@ -10,7 +10,7 @@ from specdens import eigsh, slq
 from specdens.testing import check_operator
 from specdens_torch import GaussNewton, Risk, TangentKernel
 from tests.adapters.torch_cases import architectures, classes, mlp, ragged
-from tests.adapters.torch_dense import jacobian
+from tests.adapters.torch_dense import assert_close, jacobian
 
 CE = nn.CrossEntropyLoss()
 ARCHITECTURES = architectures()
@@ -18,10 +18,6 @@ ARCHITECTURES = architectures()
 
 def matrix_of(operator):
     return operator @ torch.eye(operator.space.dimension, dtype=operator.space.dtype)
-
-
-def assert_close(actual, expected, rtol=1e-10):
-    torch.testing.assert_close(actual, expected, rtol=rtol, atol=rtol * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("budget", [2**30, 1], ids=["kept", "one by one"])

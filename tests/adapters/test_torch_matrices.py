@@ -23,7 +23,13 @@ from specdens_torch import (
     risk_value,
 )
 from tests.adapters.torch_cases import TwoInputs, architectures, classes, dense, mlp, ragged
-from tests.adapters.torch_dense import example_gradients, gauss_newton, jacobian, second_moment
+from tests.adapters.torch_dense import (
+    assert_close,
+    example_gradients,
+    gauss_newton,
+    jacobian,
+    second_moment,
+)
 
 CE = nn.CrossEntropyLoss()
 ARCHITECTURES = architectures()
@@ -36,11 +42,6 @@ def per_example(outputs, targets):
 
 def matrix_of(operator):
     return operator @ torch.eye(operator.space.dimension, dtype=operator.space.dtype)
-
-
-def assert_close(actual, expected, rtol=1e-10):
-    scale = max(expected.abs().max().item(), 1e-300)
-    torch.testing.assert_close(actual, expected, rtol=rtol, atol=rtol * scale)
 
 
 @pytest.mark.parametrize("budget", [2**30, 1], ids=["kept", "one by one"])

@@ -10,7 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from specdens_torch import GaussNewton, Hessian, Residual
 from specdens_torch.normalization import NORMALIZATIONS
 from tests.adapters.torch_cases import dense
-from tests.adapters.torch_dense import gauss_newton
+from tests.adapters.torch_dense import assert_close, gauss_newton
 
 CE = nn.CrossEntropyLoss()
 LAYERS = {
@@ -33,10 +33,6 @@ def network(name):
             parameter.add_(0.5 * noise)
     inputs = torch.randn(5, 4, generator=generator, dtype=torch.float64)
     return model, inputs, torch.randint(3, (5,), generator=generator)
-
-
-def assert_close(actual, expected, rtol=1e-10):
-    torch.testing.assert_close(actual, expected, rtol=rtol, atol=rtol * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -79,13 +75,35 @@ def test_batch_norm_by_stored_statistics(dimensions, affine):
     assert_close(matrix @ identity, gauss_newton(model, CE, inputs, labels))
 
 
-def test_batch_norm_of_a_batch_is_left_to_torch():
-    norm = NORMALIZATIONS[torch.nn.functional.batch_norm]
-    x, mean, variance = torch.randn(4, 3, 2), torch.zeros(3), torch.ones(3)
-    found = norm(x, mean.clone(), variance.clone(), training=True)
-    expected = torch.nn.functional.batch_norm(x, mean, variance, training=True)
+def test_batch_norm_of_a_batch_is_that_of_torch():
+    own, norm = torch.nn.functional.batch_norm, NORMALIZATIONS[torch.nn.functional.batch_norm]
+    x = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
+    weight, bias = torch.randn(2, 3, dtype=torch.float64).unbind()
+    statistics = torch.stack([torch.zeros(3), torch.ones(3)]).double()
+    mine, theirs = statistics.clone(), statistics.clone()
+    found = norm(x, *mine, weight, bias, training=True, momentum=0.3)
+    expected = own(x, *theirs, weight, bias, training=True, momentum=0.3)
     assert torch.equal(found, expected)
-    assert torch.equal(norm(x, None, None, training=True), expected)
+    assert torch.equal(mine, theirs)
+    assert not torch.equal(mine, statistics)
+    tensors = x, weight.requires_grad_(), bias.requires_grad_()
+    assert torch.autograd.gradgradcheck(lambda *t: norm(t[0], None, None, *t[1:], True), tensors)
+
+
+@pytest.mark.parametrize("affine", [True, False])
+def test_instance_norm_is_that_of_torch(affine):
+    layer = nn.InstanceNorm2d(3, affine=affine).double()
+    x = torch.randn(2, 3, 2, 2, dtype=torch.float64, requires_grad=True)
+    norm = NORMALIZATIONS[torch.nn.functional.instance_norm]
+
+    def function(*tensors):
+        return norm(tensors[0], None, None, *tensors[1:])
+
+    tensors = (x, *(p.data.normal_().requires_grad_() for p in layer.parameters()))
+    assert_close(function(*tensors), torch.nn.functional.instance_norm(x, None, None, *tensors[1:]))
+    assert torch.autograd.gradgradcheck(function, tensors)
+    with pytest.raises(ValueError, match="more than 1 spatial element"):
+        norm(x[..., :1, :1])
 
 
 @pytest.mark.parametrize("needs", [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 1), (0, 1, 1)])
@@ -153,41 +171,3 @@ def test_a_product_takes_few_passes_over_the_activations():
         with Passes(40 * 50) as passes:
             matrix @ v
         assert passes.count <= most
-
-
-class Plain(nn.Module):
-    """Layer normalization in operations that torch differentiates to any order."""
-
-    def __init__(self, layer):
-        super().__init__()
-        self.weight, self.bias = layer.weight, layer.bias
-
-    def forward(self, x):
-        centered = x - x.mean(-1, keepdim=True)
-        variance = centered.square().mean(-1, keepdim=True)
-        return self.weight * centered / torch.sqrt(variance + 1e-5) + self.bias
-
-
-class Slopes(nn.Module):
-    """A network that returns derivatives in its inputs, so that a Hessian has third ones."""
-
-    def __init__(self, *layers):
-        super().__init__()
-        self.inner = nn.Sequential(*layers)
-
-    def forward(self, x):
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            return torch.autograd.grad(self.inner(x).sum(), x, create_graph=True)[0]
-
-
-def test_models_that_take_derivatives_themselves():
-    network_layers, inputs, _ = network("plain")
-    first, norm, *rest = network_layers[:4]
-    targets = torch.zeros_like(inputs)
-    hessians = []
-    for layer in (norm, Plain(norm)):
-        hessian = Hessian(Slopes(first, layer, *rest), nn.MSELoss(), (inputs, targets))
-        hessians.append(hessian @ torch.eye(hessian.space.dimension, dtype=torch.float64))
-    assert hessians[1].abs().max() > 0.01
-    assert_close(*hessians)

@@ -240,6 +240,9 @@ def test_errors_name_the_argument():
     for arguments, options, message in cases:
         with pytest.raises(ValueError, match=message):
             along_line(risk, *arguments, **options)
+    for alphas, shown in (("a", "'a'"), ([0, "a"], r"\[0, 'a'\]"), (None, "None")):
+        with pytest.raises(TypeError, match=f"alphas={shown} must be a real number or an array"):
+            along_line(risk, point, point, alphas)
     with pytest.raises(TypeError, match="quantity=3 cannot be called; pass a function of a Risk"):
         along_line(risk, point, point, ALPHAS, quantity=3)
     train = Risk(norm_net().train(), CE, batches(), batch_statistics=True)

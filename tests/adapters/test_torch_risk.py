@@ -267,6 +267,14 @@ def test_risks_that_are_not_finite():
         risk_value(Risk(model, CE, classes()))
 
 
+@pytest.mark.parametrize("function", [risk_value, gradient])
+def test_what_is_no_risk_is_named(function):
+    for wrong in (mlp(), Hessian(mlp(), CE, classes()), None):
+        expected = rf"risk has type {type(wrong).__name__}; pass Risk\(model, loss, data\)\."
+        with pytest.raises(TypeError, match=expected):
+            function(wrong)
+
+
 @pytest.mark.parametrize("budget", [0, -1, True])
 def test_budgets_are_positive(budget):
     with pytest.raises((TypeError, ValueError), match="memory_budget"):

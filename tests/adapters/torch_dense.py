@@ -143,3 +143,9 @@ def assert_matrices(risk: Risk, expected: dict[type, Tensor], rtol: float = 1e-1
         operator = kind(risk)
         actual = operator @ torch.eye(operator.space.dimension, dtype=operator.space.dtype)
         torch.testing.assert_close(actual, dense, rtol=rtol, atol=rtol * scale)
+
+
+def assert_close(actual: Tensor, expected: Tensor, rtol: float = 1e-10) -> None:
+    """Compare two tensors in the scale of the largest entry."""
+    scale = expected.abs().max().item()
+    torch.testing.assert_close(actual, expected, rtol=rtol, atol=rtol * scale)
