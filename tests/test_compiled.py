@@ -84,7 +84,6 @@ def test_other_arguments_are_left_to_the_generic_forms():
     assert fast["scale"](x[::2], beta) is NotImplemented
     assert fast["csr_product"](matrix, x.astype(np.float32)) is NotImplemented
     assert fast["csr_product"](matrix, x[:, 0]) is NotImplemented
-    assert fast["take"](x.astype(np.longdouble), y, np.eye(3)) is NotImplemented
 
 
 def test_without_numba_products_are_those_of_the_matrix(monkeypatch):

@@ -12,7 +12,6 @@ from typing import Any
 
 import array_api_compat.numpy as xp
 import numpy as np
-from scipy.linalg import get_blas_funcs
 
 from specdens.backends import Backend
 
@@ -220,7 +219,7 @@ def _sketch(q: np.ndarray, signs: np.ndarray, size: int) -> Any:
 
 
 def _csr_product(matrix: Any, x: np.ndarray) -> Any:
-    if x.ndim != 2 or x.dtype != matrix.dtype:
+    if x.ndim != 2 or x.dtype != matrix.dtype or x.size < _LARGE:
         return NotImplemented
     x = np.ascontiguousarray(x)
     kernels = _takes(x)
@@ -242,14 +241,6 @@ def _csr_three_term(matrix: Any, q: np.ndarray, q_prev: np.ndarray, beta: np.nda
     return w, sums.sum(axis=0)
 
 
-def _take(w: np.ndarray, q: np.ndarray, coefficients: np.ndarray) -> Any:
-    if w.dtype.char not in "fdFD":
-        return NotImplemented
-    # BLAS counts in columns: rows that lie end to end are the columns of the transpose.
-    gemm = get_blas_funcs("gemm", (w, q))
-    return gemm(-1.0, q.T, coefficients, beta=1.0, c=w.T, overwrite_c=True).T
-
-
 BACKEND = Backend(
     name="numpy",
     xp=xp,
@@ -264,6 +255,5 @@ BACKEND = Backend(
         "sketch": _sketch,
         "csr_product": _csr_product,
         "csr_three_term": _csr_three_term,
-        "take": _take,
     },
 )

@@ -111,6 +111,8 @@ def sketch(q: Array, signs: Array, *, size: int, coarse: bool = False) -> Array:
 def inner(x: Array, y: Array, *, wide: DType, coarse: bool = False) -> Array:
     """Return the Gram matrix <x_i, y_j> (p, p) of vectors in rows, accumulated in `wide`."""
     xp = compat.array_namespace(x, y)
+    if x.dtype == wide and not xp.isdtype(wide, "complex floating"):  # nothing to convert
+        return xp.matmul(x, xp.permute_dims(y, (1, 0)))
     total: Any = 0
     for part in row_blocks(xp.permute_dims(x, (1, 0)), coarse=coarse):
         left = xp.astype(x[:, part], wide, copy=False)
