@@ -168,7 +168,7 @@ class SpectralMeasure:
         Returns
         -------
         Estimate
-            n times the average that `integrate` returns.
+            The average that `integrate` returns, times n.
         """
         return Estimate(*(self.dimension * part for part in self.integrate(f)))
 

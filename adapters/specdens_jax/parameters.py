@@ -55,8 +55,6 @@ class FlatParameters:
     slices : dict of str to slice
         Place of each in the vector.
     shapes : dict of str to tuple of int
-    space : VectorSpace
-        Vectors of length n in the promoted dtype of the leaves.
 
     Raises
     ------
