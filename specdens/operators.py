@@ -156,6 +156,11 @@ class MatrixOperator(Arithmetic):
     space: VectorSpace
     makes_new_arrays = True
 
+    @property
+    def makes_new_rows(self) -> bool:
+        """Tell whether, of vectors end to end in memory, products are so, too."""
+        return self._fast_form("csr_product") is not None
+
     def __matmul__(self, x: Array, /) -> Array:
         y = self._fast("csr_product", x)
         return self.matrix @ x if y is NotImplemented else y
@@ -165,10 +170,12 @@ class MatrixOperator(Arithmetic):
         return self._fast("csr_three_term", q, q_prev, beta)
 
     def _fast(self, name: str, *arguments: Array) -> Any:
-        fast = self.space.backend.fast.get(name)
-        if fast is None or getattr(self.matrix, "format", None) != "csr":
-            return NotImplemented
-        return fast(self.matrix, *arguments)
+        fast = self._fast_form(name)
+        return NotImplemented if fast is None else fast(self.matrix, *arguments)
+
+    def _fast_form(self, name: str) -> Any:
+        sparse = getattr(self.matrix, "format", None) == "csr"
+        return self.space.backend.fast.get(name) if sparse else None
 
     def __repr__(self) -> str:
         kind = type(self.matrix).__name__

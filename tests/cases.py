@@ -159,3 +159,10 @@ def same_bits(first, second):
         and first.nodes.tobytes() == second.nodes.tobytes()
         and first.weights.tobytes() == second.weights.tobytes()
     )
+
+
+def flat(result):
+    """Return all arrays of a result of nested tuples and lists."""
+    if isinstance(result, tuple | list):
+        return [array for part in result for array in flat(part)]
+    return [result]

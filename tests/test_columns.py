@@ -8,7 +8,7 @@ import pytest
 from specdens import slq
 from specdens.backends import get_backend
 from specdens.methods.columns import kernels, sketcher
-from tests.cases import dense_case, home, import_library, move
+from tests.cases import dense_case, flat, home, import_library, move
 
 _SHAPE = (700, 5)
 
@@ -30,15 +30,32 @@ def _arguments(name, library, complex_):
         "inner": tuple(wide),
         "transform": (wide[0], draw(4, 4)),
         "take": (wide[0], wide[1], draw(4, 4)),
+        "as_rows": (tall[0],),
+        "recur": (wide[0], (wide[1], draw(4, 700)), (draw(4, 4), draw(4, 4))),
     }[name]
-    hosts = [x.astype(complex) if complex_ else x for x in hosts]
-    return [move(x.copy(), library) for x in hosts]
+
+    def moved(x):
+        if isinstance(x, tuple):
+            return tuple(moved(part) for part in x)
+        return move(x.astype(complex) if complex_ else x.copy(), library)
+
+    return [moved(x) for x in hosts]
 
 
 @pytest.mark.parametrize("complex_", [False, True], ids=["real", "complex"])
 @pytest.mark.parametrize(
     "name",
-    ["three_term", "three_term_into", "chebyshev", "subtract", "inner", "transform", "take"],
+    [
+        "three_term",
+        "three_term_into",
+        "chebyshev",
+        "subtract",
+        "inner",
+        "transform",
+        "take",
+        "as_rows",
+        "recur",
+    ],
 )
 @pytest.mark.parametrize("library", ["numpy", "torch", "strict:device1"])
 def test_coarse_operations_give_what_fine_ones_give(library, name, complex_):
@@ -48,7 +65,7 @@ def test_coarse_operations_give_what_fine_ones_give(library, name, complex_):
     results = []
     for backend in (fine, coarse):
         result = getattr(kernels(backend, dtype), name)(*_arguments(name, library, complex_))
-        results.append([home(x) for x in (result if isinstance(result, tuple) else (result,))])
+        results.append([home(x) for x in flat(result)])
     for found, expected in zip(*results, strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 

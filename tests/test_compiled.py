@@ -19,6 +19,7 @@ _N, _P = 700, 5
 @pytest.fixture(autouse=True)
 def _always(monkeypatch):
     monkeypatch.setattr(backend_module, "_LARGE", 1)
+    monkeypatch.setattr(backend_module, "_MANY_ROWS", 1)
 
 
 def _blocks(dtype, count):
@@ -69,6 +70,10 @@ def test_sparse_products(dtype):
     x, before = _blocks(dtype, 2)
     beta = np.linspace(0.5, 2, _P).astype(dtype)
     np.testing.assert_allclose(fast["csr_product"](matrix, x), matrix @ x, rtol=1e-5, atol=1e-5)
+    for p in (_P, 4, 1):  # vectors end to end, an odd number of them and an even one
+        found = fast["csr_product"](matrix, np.asfortranarray(x[:, :p]))
+        np.testing.assert_array_equal(found, matrix @ x[:, :p])  # the same sums in the same order
+        assert found.flags.f_contiguous
     w, inner = fast["csr_three_term"](matrix, x, before, beta)
     expected = matrix @ x - beta * before
     np.testing.assert_allclose(w, expected, rtol=1e-5, atol=1e-5)
@@ -91,6 +96,9 @@ def test_without_numba_products_are_those_of_the_matrix(monkeypatch):
     x, y = _blocks(np.float64, 2)
     fast = get_backend("numpy").fast
     assert fast["csr_product"](_laplacian(), x) is NotImplemented
+    rows = fast["csr_product"](_laplacian(), np.asfortranarray(x))
+    assert rows.flags.f_contiguous
+    np.testing.assert_array_equal(rows, _laplacian() @ x)
     assert fast["csr_three_term"](_laplacian(), x, y, np.ones(_P)) is NotImplemented
     assert slq(_laplacian(), num_probes=2, num_steps=5, reorthogonalize=False).num_probes == 2
 

@@ -6,6 +6,7 @@ import pytest
 from specdens.backends import get_backend
 from specdens.backends import numpy as backend_module
 from specdens.methods import columns
+from tests.cases import flat
 
 
 @pytest.fixture(autouse=True)
@@ -53,6 +54,44 @@ def test_every_sweep_gives_what_the_generic_one_gives(n, p, dtype):
         for one, other in zip(found, expected, strict=True):
             assert one.dtype == other.dtype
             np.testing.assert_allclose(one, other, rtol=size, atol=size)
+
+
+@pytest.mark.parametrize(("p", "n"), [(1, 3000), (2, 2049), (4, 1031), (16, 700), (22, 90)])
+@pytest.mark.parametrize("unthreaded", [2**18, 2**11])
+def test_every_product_of_rows_is_the_generic_one(monkeypatch, p, n, unthreaded):
+    monkeypatch.setattr(backend_module, "_UNTHREADED", unthreaded)
+    fast = get_backend("numpy").fast
+    x, y, z = _blocks(p, n, np.float64, 3)
+    c, d = _blocks(p, p, np.float64, 2)
+    cases = [
+        ("products", columns.products, (x, y)),
+        ("products", columns.products, (x, x)),
+        ("products", columns.products, (x[:1], y)),
+        ("transform", columns.transform, (x, c)),
+        ("recur", columns.recur, (x, (y, z), (c, d))),
+        ("recur", columns.recur, (x, (y,), (c,))),
+    ]
+    for name, generic, arguments in cases:
+        first, others = arguments[0], arguments[1:]
+        own = first.copy()
+        found = fast[name](own, *(own if a is first else a for a in others))
+        options = {"wide": np.float64} if name == "recur" else {}
+        expected = generic(first.copy(), *others, **options)
+        for one, other in zip(flat(found), flat(expected), strict=True):
+            np.testing.assert_allclose(one, other, rtol=1e-11, atol=1e-10)
+
+
+@pytest.mark.parametrize("kind", [np.float32, complex])
+def test_products_of_other_rows_are_left_to_the_generic_forms(kind):
+    fast = get_backend("numpy").fast
+    x, y = _blocks(3, 200, kind, 2)
+    c = np.eye(3, dtype=kind)
+    assert fast["recur"](x, (y,), (c,)) is NotImplemented
+    if kind is complex:
+        assert fast["products"](x, y) is NotImplemented
+        assert fast["transform"](x, c) is NotImplemented
+    many = np.zeros((40, 50))
+    assert fast["products"](many, many) is NotImplemented  # there BLAS may use all cores
 
 
 def test_only_what_may_be_overwritten_is():

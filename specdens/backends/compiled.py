@@ -134,3 +134,26 @@ def csr_product(indptr, indices, data, x, y):  # type: ignore[no-untyped-def]
                     total[j] += entry * x[column, j]
             for j in range(p):
                 y[i, j] = total[j]
+
+
+@njit(parallel=True, cache=True, nogil=True)
+def csr_product_of_rows(indptr, indices, data, x, y):  # type: ignore[no-untyped-def]
+    """Set y = A x for a matrix in compressed rows and vectors end to end, (p, n), in pairs."""
+    p, n = y.shape
+    zero = y.dtype.type(0)
+    for part in prange(PARTS):
+        first, stop = part * n // PARTS, (part + 1) * n // PARTS
+        for j in range(0, p - 1, 2):
+            for i in range(first, stop):
+                left = right = zero
+                for k in range(indptr[i], indptr[i + 1]):
+                    entry, column = data[k], indices[k]
+                    left += entry * x[j, column]
+                    right += entry * x[j + 1, column]
+                y[j, i], y[j + 1, i] = left, right
+        if p % 2:
+            for i in range(first, stop):
+                left = zero
+                for k in range(indptr[i], indptr[i + 1]):
+                    left += data[k] * x[p - 1, indices[k]]
+                y[p - 1, i] = left

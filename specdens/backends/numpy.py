@@ -17,6 +17,9 @@ from specdens.backends import Backend
 
 #: Entries from which numba's threads are worth waking, and loading it is worth the time.
 _LARGE = 2**20
+_MANY_ROWS = 2**17  # the same for sparse products, of which SciPy's run on one core
+_UNTHREADED = 2**18  # multiplications of a product that OpenBLAS leaves to one core
+_FEW = 2**9  # inner products at once for which that one is faster than several
 _LONG = 2**10  # entries of a row that NumPy loops over at full speed
 _CACHED = 2**15  # entries of an array whose temporaries stay in cache
 
@@ -219,14 +222,18 @@ def _sketch(q: np.ndarray, signs: np.ndarray, size: int) -> Any:
 
 
 def _csr_product(matrix: Any, x: np.ndarray) -> Any:
-    if x.ndim != 2 or x.dtype != matrix.dtype or x.size < _LARGE:
+    if x.ndim != 2 or x.dtype != matrix.dtype:
         return NotImplemented
-    x = np.ascontiguousarray(x)
-    kernels = _takes(x)
+    ended = x.T.flags.c_contiguous  # vectors end to end: those of the product will be, too
+    kernels = _compiled() if x.size >= _MANY_ROWS and x.dtype.char in "fd" else None
     if kernels is None:
-        return NotImplemented
-    y = _recycler.empty_like(x)
-    kernels.csr_product(matrix.indptr, matrix.indices, matrix.data, x, y)
+        return np.asfortranarray(matrix @ x) if ended else NotImplemented
+    csr = matrix.indptr, matrix.indices, matrix.data
+    y = _recycler.empty_like(x.T if ended else x)
+    if ended:
+        kernels.csr_product_of_rows(*csr, x.T, y)
+        return y.T
+    kernels.csr_product(*csr, np.ascontiguousarray(x), y)
     return y
 
 
@@ -241,6 +248,64 @@ def _csr_three_term(matrix: Any, q: np.ndarray, q_prev: np.ndarray, beta: np.nda
     return w, sums.sum(axis=0)
 
 
+def _products(x: np.ndarray, y: np.ndarray) -> Any:
+    few = len(x) * len(y)
+    if few > _FEW or not few or {x.dtype.char, y.dtype.char} & set("FDG"):
+        return NotImplemented
+    total = np.zeros((len(x), len(y)), dtype=x.dtype)
+    for part in _parts(x.shape[1], _UNTHREADED // few):
+        total += _gram(x[:, part], y[:, part])
+    return total
+
+
+def _gram(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return x y^T, never by the routine for symmetric results: for few rows it is slow."""
+    return x @ (y.copy() if y.base is x.base else y).T
+
+
+def _parts(n: int, step: int) -> Iterator[slice]:
+    """Yield the slices of `step` that cover n."""
+    for start in range(0, n, step):
+        yield slice(start, min(start + step, n))
+
+
+def _of_columns(p: int) -> int:
+    """Return how many columns of p rows to sweep at once: in cache, and on one core by BLAS."""
+    return min(_UNTHREADED // (p * p), 2 * _CACHED // p)
+
+
+def _transform(x: np.ndarray, coefficients: np.ndarray) -> Any:
+    p, n = x.shape
+    if not _alike(x) or x.dtype != coefficients.dtype or coefficients.size > _FEW:
+        return NotImplemented
+    mixing = np.ascontiguousarray(coefficients.T)
+    for part in _parts(n, _of_columns(p)):
+        x[:, part] = mixing @ x[:, part]
+    return x
+
+
+def _recur(
+    w: np.ndarray, previous: tuple[np.ndarray, ...], coefficients: tuple[np.ndarray, ...]
+) -> Any:
+    p, n = w.shape
+    if not _alike(w, *previous) or w.dtype.char != "d" or p * p > _FEW:
+        return NotImplemented
+    buffers, gram = np.empty((2, p, _of_columns(p))), np.zeros((p, p))
+    left = [np.zeros((p, p)) for _ in previous]
+    mixing = [np.ascontiguousarray(c.T) for c in coefficients]
+    for part in _parts(n, _of_columns(p)):
+        old = w[:, part]
+        new, change = buffers[:, :, : old.shape[1]]
+        for q, c in zip(previous, mixing, strict=True):
+            np.subtract(old, np.matmul(c, q[:, part], out=change), out=new)
+            old = new
+        for total, q in zip(left, previous, strict=True):
+            total += q[:, part] @ new.T
+        w[:, part] = new
+        gram += _gram(new, w[:, part])
+    return w, left, gram
+
+
 BACKEND = Backend(
     name="numpy",
     xp=xp,
@@ -253,6 +318,9 @@ BACKEND = Backend(
         "scale": _scale,
         "chebyshev": _chebyshev,
         "sketch": _sketch,
+        "products": _products,
+        "transform": _transform,
+        "recur": _recur,
         "csr_product": _csr_product,
         "csr_three_term": _csr_three_term,
     },

@@ -18,7 +18,7 @@ in which nothing is left are dropped.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -62,8 +62,7 @@ class BlockLanczos:
         """Return the state before the first product. `probes` (n, p) has unit columns."""
         space = operator.space
         do = kernels(space.backend, space.wide_dtype)
-        rows = space.backend.xp.permute_dims(probes, (1, 0))
-        q, r = orthonormalize(rows, 16 * space.precision, space, do)
+        q, r = orthonormalize(do.as_rows(probes), 16 * space.precision, space, do)
         empty = np.zeros((0, *r.shape), dtype=r.dtype)
         basis = Basis(self.num_steps).append(q)
         return BlockState(basis, empty, r[None], Overlaps.of_first_block(len(r), r.dtype))
@@ -80,19 +79,14 @@ class BlockLanczos:
         do = kernels(space.backend, space.wide_dtype)
         q, k = state.basis[-1], len(state.diagonal)
         xp = space.backend.xp
-        w = xp.permute_dims(multiply(operator, xp.permute_dims(q, (1, 0))), (1, 0))
+        product = multiply(operator, xp.permute_dims(q, (1, 0)))
+        new = getattr(operator, "makes_new_rows", False)
+        w = xp.permute_dims(product, (1, 0)) if new else do.as_rows(product)
+        del product
         with np.errstate(invalid="ignore", over="ignore"):  # told below, with advice
             m = space.to_numpy(do.inner(q, w))
         check_finite(m, "<x, A x>", k)
         m = (m + m.conj().T) / 2
-        if getattr(operator, "makes_new_rows", False):
-            w = do.take(w, q, space.from_numpy(m))
-        else:  # the product may not be ours to change, or its vectors not end to end in memory
-            product, w = w, do.combine(q, space.from_numpy(-m))
-            w += product
-            del product
-        if k:
-            w = do.take(w, state.basis[-2], space.from_numpy(state.coupling[-1].conj().T))
         diagonal = np.concatenate([state.diagonal, m[None]])
         w, r, basis, overlaps = self._orthogonalize(w, state, diagonal, space, do)
         if k + 1 < self.num_steps:  # the last is only needed for its coefficients
@@ -104,12 +98,13 @@ class BlockLanczos:
         self, w: Array, state: BlockState, diagonal: np.ndarray, space: VectorSpace, do: Kernels
     ) -> tuple[Array, np.ndarray, Basis, Overlaps]:
         """Return Q_{k+1} and R_k with Q_{k+1} R_k = W, the basis it belongs to, and overlaps."""
-        left, basis = [], state.basis  # by the coefficients nothing should be left
-        for q in basis.newest:
-            w, components = do.remove(w, q)
-            left.append(space.to_numpy(components))
+        basis = state.basis
+        components = [state.coupling[-1].conj().T, diagonal[-1]][-len(basis.newest) :]
+        w, left, gram = _recur(w, basis.newest, components, space, do)
         scale = _norm(np.concatenate([diagonal, state.coupling[1:]]))
-        w, r = orthonormalize(w, 16 * space.precision * scale, space, do)
+        if _overlap(left, gram) > 8 * space.precision:  # little was left of the product
+            w, _, gram = _recur(w, basis.newest, left, space, do)
+        w, r = orthonormalize(w, 16 * space.precision * scale, space, do, gram)
         unavoidable = 0.1 * space.precision * _norm(np.stack([diagonal[-1], r])) / len(r) ** 0.5
         rounding = max(float(np.mean(np.abs(left) ** 2)) ** 0.5, unavoidable)
         overlaps = state.overlaps.predict(diagonal, state.coupling, r, rounding)
@@ -239,10 +234,31 @@ class BlockLanczos:
         return BlockState(basis, arrays["diagonal"], arrays["coupling"], overlaps)
 
 
+def _recur(
+    w: Array,
+    previous: tuple[Array, ...],
+    components: Iterable[np.ndarray],
+    space: VectorSpace,
+    do: Kernels,
+) -> tuple[Array, np.ndarray, np.ndarray]:
+    """Return W without `components` of `previous` blocks, what is left of these, and <W, W>."""
+    w, left, gram = do.recur(w, previous, tuple(space.from_numpy(c) for c in components))
+    gram = space.to_numpy(gram)
+    check_finite(gram, "an inner product of A x")
+    return w, np.stack([space.to_numpy(c) for c in left]), gram
+
+
+def _overlap(components: np.ndarray, gram: np.ndarray) -> float:
+    """Return the largest component of W along old vectors once W, with <W, W>, is orthonormal."""
+    squares, u = np.linalg.eigh(gram)
+    tiny = np.finfo(np.float64).tiny
+    return float((np.abs(components @ u) / np.sqrt(np.maximum(squares, tiny))).max())
+
+
 def orthonormalize(
-    w: Array, floor: float, space: VectorSpace, do: Kernels
+    w: Array, floor: float, space: VectorSpace, do: Kernels, gram: np.ndarray | None = None
 ) -> tuple[Array, np.ndarray]:
-    """Return Q and R with Q R = W, Q orthonormal or zero in each vector.
+    """Return Q and R with Q R = W, Q orthonormal or zero in each vector; `gram` is <W, W>.
 
     Vectors are rows of `w`, which is overwritten where that is possible, and of the Q returned,
     (p, n). From Gram matrices in double precision,
@@ -252,7 +268,8 @@ def orthonormalize(
     """
     r = np.eye(w.shape[0])
     for _ in range(4):
-        squares, u = np.linalg.eigh(space.to_numpy(do.inner(w, w)))
+        squares, u = np.linalg.eigh(space.to_numpy(do.inner(w, w)) if gram is None else gram)
+        gram = None
         check_finite(squares, "an inner product of A x")
         sigma = np.sqrt(np.maximum(squares, 0.0))
         if sigma[-1] == 0:
@@ -271,5 +288,5 @@ def orthonormalize(
 
 
 def _norm(blocks: np.ndarray) -> float:
-    """Return the largest 2-norm of some blocks of T, a lower bound of the operator's."""
-    return float(np.linalg.norm(blocks, 2, axis=(1, 2)).max())
+    """Return the largest norm of a column of some blocks of T, a lower bound of the operator's."""
+    return float(np.sqrt((np.abs(blocks) ** 2).sum(axis=1).max()))

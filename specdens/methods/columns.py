@@ -108,16 +108,36 @@ def sketch(q: Array, signs: Array, *, size: int, coarse: bool = False) -> Array:
 # end, several times faster than (n, p) ones.
 
 
-def inner(x: Array, y: Array, *, wide: DType, coarse: bool = False) -> Array:
-    """Return the Gram matrix <x_i, y_j> (p, p) of vectors in rows, accumulated in `wide`."""
+def as_rows(x: Array, *, coarse: bool = False) -> Array:
+    """Return the columns of x (n, p) as rows (p, n), end to end in memory of their own."""
+    xp = compat.array_namespace(x)
+    if not compat.is_writeable_array(x):
+        return xp.permute_dims(x, (1, 0))
+    rows = xp.empty(x.shape[::-1], dtype=x.dtype, device=compat.device(x))
+    for part in row_blocks(x, num_elements=2**16, coarse=coarse):
+        rows[:, part] = xp.permute_dims(x[part, :], (1, 0))
+    return rows
+
+
+def products(x: Array, y: Array) -> Array:
+    """Return the inner products <x_i, y_j> of vectors in rows, in their own arithmetic."""
     xp = compat.array_namespace(x, y)
-    if x.dtype == wide and not xp.isdtype(wide, "complex floating"):  # nothing to convert
-        return xp.matmul(x, xp.permute_dims(y, (1, 0)))
+    # Conjugates of the few, not of the many.
+    return _conj(xp.matmul(x, xp.permute_dims(_conj(y, xp), (1, 0))), xp)
+
+
+def inner(
+    x: Array, y: Array, *, wide: DType, products: Any = products, coarse: bool = False
+) -> Array:
+    """Return the inner products <x_i, y_j> of vectors in rows, accumulated in `wide`."""
+    xp = compat.array_namespace(x, y)
+    if x.dtype == wide and y.dtype == wide:  # nothing to convert
+        return products(x, y)
     total: Any = 0
     for part in row_blocks(xp.permute_dims(x, (1, 0)), coarse=coarse):
         left = xp.astype(x[:, part], wide, copy=False)
         right = left if y is x else xp.astype(y[:, part], wide, copy=False)
-        total += xp.matmul(_conj(left, xp), xp.permute_dims(right, (1, 0)))
+        total += products(left, right)
     return total
 
 
@@ -131,7 +151,7 @@ def transform(x: Array, coefficients: Array, *, coarse: bool = False) -> Array:
     """Return the rows of C^T X, in place where that is possible."""
     xp = compat.array_namespace(x)
     mixing = xp.permute_dims(coefficients, (1, 0))
-    for part in row_blocks(xp.permute_dims(x, (1, 0)), num_elements=2**18, coarse=coarse):
+    for part in row_blocks(xp.permute_dims(x, (1, 0)), num_elements=2**16, coarse=coarse):
         x = xpx.at(x)[:, part].set(xp.matmul(mixing, x[:, part]))
     return x
 
@@ -141,20 +161,46 @@ def take(w: Array, q: Array, coefficients: Array, *, coarse: bool = False) -> Ar
     xp = compat.array_namespace(w)
     mixing = xp.permute_dims(coefficients, (1, 0))
     # In pieces: a temporary array of full size would cost as much as the product.
-    for part in row_blocks(xp.permute_dims(w, (1, 0)), num_elements=2**18, coarse=coarse):
+    for part in row_blocks(xp.permute_dims(w, (1, 0)), num_elements=2**16, coarse=coarse):
         w = xpx.at(w)[:, part].subtract(xp.matmul(mixing, q[:, part]))
     return w
 
 
-def remove(w: Array, q: Array, *, take: Any = take) -> tuple[Array, Array]:
+def remove(
+    w: Array, q: Array, *, products: Any = products, take: Any = take
+) -> tuple[Array, Array]:
     """Return W without its components C_ij = <q_i, w_j> along orthonormal q_i, and C.
 
     In place where that is possible.
     """
-    xp = compat.array_namespace(w)
-    # Conjugates of the few, not of the many.
-    components = _conj(xp.matmul(q, xp.permute_dims(_conj(w, xp), (1, 0))), xp)
+    components = products(q, w)
     return take(w, q, components), components
+
+
+def recur(
+    w: Array,
+    previous: tuple[Array, ...],
+    coefficients: tuple[Array, ...],
+    *,
+    wide: DType,
+    coarse: bool = False,
+) -> tuple[Array, list[Any], Any]:
+    """Return V = W less the C_i^T Q_i, all <Q_i, V>, and <V, V> accumulated in `wide`.
+
+    One sweep: in place where that is possible, and every part is used while it is in cache.
+    """
+    xp = compat.array_namespace(w)
+    mixing = [xp.permute_dims(c, (1, 0)) for c in coefficients]
+    left, gram = [0 for _ in previous], 0
+    for part in row_blocks(xp.permute_dims(w, (1, 0)), num_elements=2**16, coarse=coarse):
+        old, new = [q[:, part] for q in previous], w[:, part]
+        for q, c in zip(old, mixing, strict=True):
+            new = new - xp.matmul(c, q)
+        left = [total + products(q, new) for total, q in zip(left, old, strict=True)]
+        exact = xp.astype(new, wide, copy=False)
+        gram = gram + products(exact, exact)
+        w = xpx.at(w)[:, part].set(new)
+    return w, left, gram
 
 
 def _conj(x: Array, xp: Any) -> Array:
@@ -193,24 +239,28 @@ class Kernels:
     transform: Any
     take: Any
     remove: Any
+    recur: Any
+    as_rows: Any
 
 
 @lru_cache
 def kernels(backend: Backend, wide: DType) -> Kernels:
     """Return the column arithmetic of a library, compiled once."""
     coarse = {"coarse": backend.coarse}
-    fastest_take = _best(backend, take, **coarse)
+    fastest = {"products": _best(backend, products), "take": _best(backend, take, **coarse)}
     return Kernels(
         three_term=_best(backend, three_term, wide=wide, **coarse),
         three_term_into=_best(backend, three_term, wide=wide, overwrite=True, **coarse),
         chebyshev=_best(backend, chebyshev, wide=wide, **coarse),
         subtract=_best(backend, subtract, wide=wide, **coarse),
-        inner=_best(backend, inner, wide=wide, **coarse),
+        inner=_best(backend, inner, wide=wide, products=fastest["products"], **coarse),
         scale=_best(backend, scale),
         combine=_best(backend, combine),
         transform=_best(backend, transform, **coarse),
-        take=fastest_take,
-        remove=_best(backend, remove, take=fastest_take),
+        take=fastest["take"],
+        remove=_best(backend, remove, **fastest),
+        recur=_best(backend, recur, wide=wide, **coarse),
+        as_rows=_best(backend, as_rows, **coarse),
     )
 
 

@@ -144,8 +144,7 @@ class Targets:
 
 def append(state: Decomposition, vectors: Array) -> Decomposition:
     """Return the decomposition with the span of `vectors` (n, p) added to F."""
-    xp = state.space.backend.xp
-    rows = _copy(xp.permute_dims(vectors, (1, 0)), state.space)
+    rows = kernels(state.space.backend, state.space.wide_dtype).as_rows(vectors)
     rows, *_ = _orthogonalize(state, rows, 1e3 * roundoff(state.space))
     return _with_pending(state, rows)
 
@@ -162,7 +161,7 @@ def expand(operator: LinearOperator, state: Decomposition, count: int) -> Decomp
     first = state.pending.start
     q = xp.permute_dims(state.basis[first : first + count, :], (1, 0))
     product = multiply(operator, q)
-    w = _copy(xp.permute_dims(product, (1, 0)), space)
+    w = kernels(space.backend, space.wide_dtype).as_rows(product)
     w, inner, outer = _orthogonalize(state, w, 16 * roundoff(space) * state.norm)
     columns = np.concatenate([state.matrix, inner], axis=1)
     state = replace(
@@ -288,12 +287,6 @@ def _with_pending(state: Decomposition, rows: Array) -> Decomposition:
         [state.matrix, np.zeros((count, state.matrix.shape[1]), dtype=state.matrix.dtype)]
     )
     return replace(state, basis=basis, num_pending=state.num_pending + count, matrix=matrix)
-
-
-def _copy(rows: Array, space: VectorSpace) -> Array:
-    """Return a copy with rows end to end in memory: a product may not be ours to change."""
-    do = kernels(space.backend, space.wide_dtype)
-    return do.combine(rows, space.from_numpy(np.eye(int(rows.shape[0]))))
 
 
 def roundoff(space: VectorSpace) -> float:
