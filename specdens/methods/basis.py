@@ -2,7 +2,8 @@ r"""The orthonormal basis of a Krylov space: blocks of rows, several to one arra
 
 Cleaning a block W of old ones, :math:`W - Q (Q^* W)`, reads the old ones twice and is bound by
 memory and by the number of products. Rows of several blocks lie end to end, so that few large
-products do it, where the library can write into arrays.
+products do it. Where the library cannot write into arrays (JAX), blocks are joined when there are
+enough for a large one.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from specdens.methods.columns import Kernels
 
 _ROWS = 64  # vectors for which one product is about as fast as it gets
 _BYTES = 2**24  # of one array: memory of larger ones comes fresh from the system every time
+_JOINED_BYTES = 2**28  # of one array that is joined, and for a moment in memory twice
 
 
 class _Slab:
@@ -33,6 +35,14 @@ class _Slab:
             shape = (capacity * self.width, block.shape[1])
             rows = xp.empty(shape, dtype=block.dtype, device=device)
             self.rows = xpx.at(rows)[: self.width, :].set(block)
+
+    @classmethod
+    def joined(cls, blocks: Sequence[Array]) -> _Slab:
+        """Return a full one of blocks that lie in arrays by themselves."""
+        slab = cls(blocks[0], 1)
+        slab.capacity = slab.used = len(blocks)
+        slab.rows = compat.array_namespace(*blocks).concat(blocks)
+        return slab
 
     def append(self, block: Array) -> None:
         """Write the next block."""
@@ -76,6 +86,8 @@ class Basis(Sequence[Array]):
 
     def _with_old(self, block: Array) -> Basis:
         """Return the basis with one more block in its slabs."""
+        if not compat.is_writeable_array(block):
+            return self._with_joined(block)
         if not self.slabs or self.counts[-1] == self.slabs[-1].capacity:
             slab = _Slab(block, max(1, min(_room(block), self.limit - 2 - sum(self.counts))))
             return replace(self, slabs=(*self.slabs, slab), counts=(*self.counts, 1))
@@ -86,6 +98,15 @@ class Basis(Sequence[Array]):
         slab = last if last.used == count else last.copy(count)
         slab.append(block)
         return replace(self, slabs=(*full, slab), counts=(*self.counts[:-1], count + 1))
+
+    def _with_joined(self, block: Array) -> Basis:
+        """Return the basis with one more block, joined with those before it if they are enough."""
+        slabs, counts = (*self.slabs, _Slab(block, 1)), (*self.counts, 1)
+        room = _room(block)
+        if room > 1 and len(slabs) >= room and all(slab.capacity == 1 for slab in slabs[-room:]):
+            joined = _Slab.joined([slab.rows for slab in slabs[-room:]])
+            slabs, counts = (*slabs[:-room], joined), (*counts[:-room], room)
+        return replace(self, slabs=slabs, counts=counts)
 
     def first(self, number: int) -> Basis:
         """Return the basis without the blocks after the first `number`."""
@@ -101,13 +122,16 @@ class Basis(Sequence[Array]):
         """Yield arrays (k, n) of all rows, or of the blocks that `wanted` marks.
 
         The two newest cannot be marked. Blocks between two that are wanted come with them where
-        they lie in one array.
+        they lie in one array, and others of an array that has been joined: what is compiled is
+        compiled for arrays of one shape.
         """
         start = 0
         for slab, count in zip(self.slabs, self.counts, strict=True):
             needed = np.arange(count)
             if wanted is not None:
                 needed = np.flatnonzero(wanted[start : start + count])
+                if needed.size and not compat.is_writeable_array(slab.rows):
+                    needed = np.arange(count)
             if needed.size:
                 yield slab.between(int(needed[0]), int(needed[-1]) + 1)
             start += count
@@ -152,10 +176,9 @@ class Basis(Sequence[Array]):
 
 def _room(block: Array) -> int:
     """Return how many blocks to put into one array."""
-    if not compat.is_writeable_array(block):
-        return 1
     p, n = block.shape
     xp = compat.array_namespace(block)
     parts = 1 + xp.isdtype(block.dtype, "complex floating")
     size = p * n * parts * xp.finfo(block.dtype).bits // 8
-    return min(-(-_ROWS // p), _BYTES // size)
+    limit = _BYTES if compat.is_writeable_array(block) else _JOINED_BYTES
+    return min(-(-_ROWS // p), limit // size)
