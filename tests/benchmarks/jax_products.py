@@ -183,34 +183,33 @@ def measure_products(
 def measure_densities(
     params: list[Any], batches: Batches, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """Time whole density estimates, their own compilation included."""
+    """Time whole density estimates in turns, their own compilation included."""
     contenders = [
         ("specdens", ours, args.probes),
         ("plain Lanczos", plain_lanczos, args.rival_probes),
         ("matfree", matfree, args.rival_probes),
     ]
-    rows = []
-    for name, estimate, probes in contenders:
-        if name == "matfree" and importlib.util.find_spec(name) is None:
-            print("skipped: matfree is not installed (pip install matfree==0.6.3)")
-            continue
-        estimate(params, batches, 1, 5)
-        runs, top = [], 0.0
-        for _ in range(args.repeats):
+    if importlib.util.find_spec("matfree") is None:
+        print("skipped: matfree is not installed (pip install matfree==0.6.3)")
+        contenders.pop()
+    runs: dict[str, list[float]] = {name: [] for name, _, _ in contenders}
+    tops = {}
+    for _ in range(1 + args.repeats):  # the first warms up
+        for name, estimate, probes in contenders:
             start = time.perf_counter()
-            top = estimate(params, batches, probes, args.steps)
-            runs.append(time.perf_counter() - start)
-        rows.append(
-            {
-                "what": "density",
-                "contender": name,
-                "seconds": statistics.median(runs) / (probes * args.steps),
-                "runs": runs,
-                "probes": probes,
-                "largest": top,
-            }
-        )
-    return rows
+            tops[name] = estimate(params, batches, probes, args.steps)
+            runs[name].append(time.perf_counter() - start)
+    return [
+        {
+            "what": "density",
+            "contender": name,
+            "seconds": statistics.median(runs[name][1:]) / (probes * args.steps),
+            "runs": runs[name][1:],
+            "probes": probes,
+            "largest": tops[name],
+        }
+        for name, _, probes in contenders
+    ]
 
 
 def check_targets(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -238,7 +237,7 @@ def main() -> None:
     parser.add_argument("--probes", type=int, default=10)
     parser.add_argument("--rival-probes", type=int, default=2)
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     default = Path(__file__).parent / "results" / "jax_products.json"
     parser.add_argument("--output", type=Path, default=default)
     args = parser.parse_args()
@@ -246,7 +245,8 @@ def main() -> None:
     params = trained(batches)
     rows = measure_products(params, batches, args) + measure_densities(params, batches, args)
     notes = [
-        "Seconds per product are compared; every density compiles its own functions anew.",
+        "Seconds per product are compared; every density compiles its own products anew. Densities "
+        "run in turns, one round of each before those that count.",
         "plain Lanczos is the algorithm of google's spectral-density, whose code does not run on "
         "current JAX: a Python loop, modified Gram-Schmidt against all vectors (compiled here).",
         "matfree: tridiag_sym with full reorthogonalization, compiled as one function.",
