@@ -99,12 +99,12 @@ def _jit(function: Any) -> Any:
 
     @functools.wraps(function)
     def call(*arguments: Any) -> Any:
-        meshes = {mesh for mesh in map(_mesh_of, arguments) if mesh is not None}
+        meshes = {mesh for mesh in map(_mesh_of, jax.tree.leaves(arguments)) if mesh is not None}
         explicit = [mesh for mesh in meshes if mesh != _automatic(mesh)]
         if not explicit and not (meshes and _context_is_explicit()):
             return compiled(*arguments)
         with jax.set_mesh(_automatic(next(iter(meshes)))):
-            results = compiled(*(_moved(x, _automatic) for x in arguments))
+            results = compiled(*jax.tree.map(lambda x: _moved(x, _automatic), arguments))
         if len(explicit) < len(meshes):
             return results
         return jax.tree.map(lambda x: _moved(x, lambda _: explicit[0]), results)
