@@ -131,7 +131,7 @@ def _by_columns(
         return parameters.rows([block[None] for block in blocks], dtype)[0]
 
     axes = layout.spec[0]
-    if axes is None:
+    if num_parts(layout, axes) == 1:
         return jax.lax.map(one, rows)
     # The rows of one device come one after the other, those of different devices at once.
     groups = rows.reshape(num_parts(layout, axes), -1, rows.shape[1]).swapaxes(0, 1)
