@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from specdens.arguments import checked_numbers
+
 
 class Attribution(NamedTuple):
     r"""How much of given eigenpairs lies in a subspace, and how much would by chance.
@@ -50,8 +52,8 @@ def attributed(
     >>> attributed(np.array([3.0, -1.0]), np.array([1.0, 0.0]), rank=2, dimension=10)
     Attribution(share=0.75, baseline=0.2)
     """
-    sizes = abs(np.asarray(eigenvalues, dtype=np.float64))
-    energies = np.asarray(energies, dtype=np.float64)
+    sizes = abs(checked_numbers("eigenvalues", eigenvalues))
+    energies = checked_numbers("energies", energies)
     if sizes.ndim != 1 or sizes.shape != energies.shape:
         msg = (
             f"eigenvalues has shape {sizes.shape} and there are {energies.size} eigenvectors; "
@@ -79,14 +81,31 @@ def weighted_gram(gram: np.ndarray, weights: np.ndarray) -> np.ndarray:
     ndarray of shape (m, m), float64
         Its eigenvalues are those of :math:`\sum_j w_j g_j g_j^\top`, but for zeros.
 
+    Raises
+    ------
+    TypeError
+        If some entries are not real numbers.
+    ValueError
+        If shapes do not fit, or a weight is negative.
+
     Examples
     --------
     >>> weighted_gram(np.eye(2), np.array([4.0, 9.0]))
     array([[4., 0.],
            [0., 9.]])
     """
-    root = np.sqrt(np.asarray(weights, dtype=np.float64))
-    return np.asarray(root[:, None] * np.asarray(gram, dtype=np.float64) * root)
+    matrix, weights = checked_numbers("gram", gram), checked_numbers("weights", weights)
+    if weights.ndim != 1 or matrix.shape != (weights.size, weights.size):
+        msg = (
+            f"gram has shape {matrix.shape} and weights {weights.shape}; expected (m, m) and (m,), "
+            "one weight for each vector."
+        )
+        raise ValueError(msg)
+    if not (weights >= 0).all():
+        msg = f"weights has entries down to {weights.min()}; expected none that is negative."
+        raise ValueError(msg)
+    root = np.sqrt(weights)
+    return np.asarray(root[:, None] * matrix * root)
 
 
 def spectrum_of(matrix: np.ndarray) -> np.ndarray:
@@ -150,7 +169,7 @@ def range_of(gram: np.ndarray, precision: float | None = None) -> tuple[np.ndarr
     >>> range_of(np.diag([0.0, 2.0]))[0]
     array([2.])
     """
-    eigenvalues, vectors = np.linalg.eigh(np.asarray(gram, dtype=np.float64))
+    eigenvalues, vectors = np.linalg.eigh(checked_numbers("gram", gram))
     precision = max(precision or 0.0, float(np.finfo(np.float64).eps))
     floor = float(eigenvalues.max(initial=0.0)) * precision * len(eigenvalues)
     order = np.flatnonzero(eigenvalues > floor)[::-1]
@@ -310,7 +329,7 @@ def _neighbors(
 
 
 def _checked_distances(squared_distances: np.ndarray) -> np.ndarray:
-    distances = np.asarray(squared_distances, dtype=np.float64)
+    distances = checked_numbers("squared_distances", squared_distances)
     square = distances.ndim == 2 and distances.shape[0] == distances.shape[1] and distances.size
     if not square or not np.isfinite(distances).all() or (distances < 0).any():
         msg = (

@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from specdens.arguments import checked_numbers
 from specdens.class_parts import PARTS as PARTS
 from specdens.class_parts import check_part
 from specdens.gram import Attribution as Attribution
@@ -361,7 +362,7 @@ def _summed(factors: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 
 
 def _checked_weights(pair_weights: np.ndarray) -> np.ndarray:
-    weights = np.asarray(pair_weights, dtype=np.float64)
+    weights = checked_numbers("pair_weights", pair_weights)
     if weights.ndim != 2 or weights.shape[0] != weights.shape[1] or not weights.size:
         msg = (
             f"pair_weights has shape {weights.shape}; expected (C, C) with one row for each class."
@@ -378,7 +379,7 @@ def _checked_weights(pair_weights: np.ndarray) -> np.ndarray:
 
 def _checked(pair_weights: np.ndarray, gram: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the weights and the Gram matrix of the pairs in double precision."""
-    weights, matrix = _checked_weights(pair_weights), np.asarray(gram, dtype=np.float64)
+    weights, matrix = _checked_weights(pair_weights), checked_numbers("gram", gram)
     if matrix.shape != (weights.size, weights.size):
         msg = (
             f"gram has shape {matrix.shape}; expected {(weights.size, weights.size)}, the inner "

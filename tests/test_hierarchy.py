@@ -153,6 +153,8 @@ def test_attribution_weighs_energies_by_the_size_of_eigenvalues() -> None:
         (lambda: hierarchy.class_gram(np.eye(3), np.eye(2)), r"gram has shape \(3, 3\)"),
         (lambda: hierarchy.part_gram(np.eye(4), np.eye(2), "within"), "part='within'"),
         (lambda: hierarchy.part_tables(np.eye(3), np.eye(2), "class"), "products has shape"),
+        (lambda: hierarchy.weighted_gram(np.eye(3), np.ones(2)), r"gram has shape \(3, 3\)"),
+        (lambda: hierarchy.weighted_gram(np.eye(2), -np.ones(2)), "weights has entries"),
         (lambda: hierarchy.embedding(np.eye(2)), "zeros on the diagonal"),
         (lambda: hierarchy.embedding(np.ones((2, 3))), "expected a square matrix"),
         (lambda: hierarchy.embedding(np.zeros((2, 2)), 3), "dimension=3"),
@@ -165,4 +167,19 @@ def test_attribution_weighs_energies_by_the_size_of_eigenvalues() -> None:
 )
 def test_errors_name_the_argument(call, message: str) -> None:
     with pytest.raises(ValueError, match=message):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: hierarchy.class_weights([["a", "b"], ["c", "d"]]), "pair_weights="),
+        (lambda: hierarchy.class_gram(1j * np.eye(4), np.eye(2)), "gram is complex"),
+        (lambda: hierarchy.weighted_gram(1j * np.eye(2), np.ones(2)), "gram is complex"),
+        (lambda: hierarchy.attributed(["x"], np.ones(1), 1, 4), "eigenvalues="),
+        (lambda: hierarchy.embedding(np.array([["0"]])), "squared_distances="),
+    ],
+)
+def test_what_is_no_number_is_refused(call, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
         call()
