@@ -55,7 +55,7 @@ def test_together_or_not_is_the_same_product(name, budget, counted):
     model, inputs, labels = ARCHITECTURES[name]()
     risk = Risk(model, CE, ragged(inputs, labels, seed=2), memory_budget=budget)
     x = torch.randn(risk.parameters.size, 5, dtype=torch.float64)
-    for matrix in MATRICES:
+    for matrix in MATRICES if budget == 2**30 else (Hessian, GaussNewton, Fisher):
         operator = matrix(risk)
         before = len(counted)
         found = operator @ x
