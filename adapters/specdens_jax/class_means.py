@@ -18,6 +18,7 @@ from specdens_jax.sharding import on_automatic_axes
 #: Bytes that pair means and their inner products may take at a time: 2 GiB.
 MEMORY_BUDGET = 2 * 2**30
 _GRAM_NUMBERS = 2**24  # numbers that come to the host at a time
+_SUMMED = 2**14  # products that are added up at a time: long sums in single precision lose digits
 
 
 class ClassMeans:
@@ -198,6 +199,14 @@ class ClassMeans:
 def matmul(a: jax.Array, b: jax.Array) -> jax.Array:
     """Return the product in the full precision of the dtype, whatever the device prefers."""
     return jnp.matmul(a, b, precision="highest")
+
+
+def inner_products(rows: jax.Array, means: jax.Array) -> jax.Array:
+    """Return the inner products (k, m) of rows (k, p) with columns (p, m)."""
+    if len(means.sharding.device_set) > 1:  # every device adds up its part
+        return matmul(rows, means)
+    parts = (slice(at, at + _SUMMED) for at in range(0, len(means), _SUMMED))
+    return jnp.stack([matmul(rows[:, some], means[some]) for some in parts]).sum(axis=0)
 
 
 def gram_of(means: jax.Array) -> np.ndarray:

@@ -15,7 +15,7 @@ from specdens.class_parts import check_part, is_integer
 from specdens.layer_structure import LayerStructure
 from specdens.model_structure import attribution, without_part
 from specdens_jax.class_layers import layer_structure
-from specdens_jax.class_means import ClassMeans, gram_of, matmul
+from specdens_jax.class_means import ClassMeans, gram_of, inner_products, matmul
 from specdens_jax.linearized import check_vectors
 from specdens_jax.sharding import on_automatic_axes
 
@@ -328,7 +328,8 @@ class ClassStructure(ClassMeans):
         if part == "class" and self.num_classes <= self._affordable():
             means = self.class_means
             weights = jnp.asarray(self.class_weights, dtype=means.dtype)
-            return matmul(matmul(rows.astype(means.dtype), means) * weights, means.T)
+            slopes = inner_products(rows.astype(means.dtype), means)
+            return matmul(slopes * weights, means.T)
         products = self._products(rows)
         if part == "within":
             new = self._passes.combinations(-products, rows)

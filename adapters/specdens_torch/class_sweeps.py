@@ -165,7 +165,12 @@ class ClassSweeps:
         means, sums = self.class_rows(), self.sums()
         weights = hierarchy.class_weights(sums.pairs) / sums.divisor
         columns = (x if x.ndim == 2 else x[:, None]).detach().to(means.dtype)
-        slopes = torch.from_numpy(weights).to(means)[:, None] * (means @ columns)
+        shape, device = (len(means), columns.shape[1]), means.device
+        products = torch.zeros(shape, dtype=wide_dtype(device), device=device)
+        for start in range(0, means.shape[1], _SLICE):  # long sums in single precision lose digits
+            some = slice(start, start + _SLICE)
+            products += means[:, some] @ columns[some]
+        slopes = torch.from_numpy(weights).to(means)[:, None] * products.to(means)
         return (means.t() @ slopes).to(x.dtype).reshape(x.shape)
 
     def _class_rows(self) -> Tensor:

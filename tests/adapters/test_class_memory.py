@@ -100,4 +100,4 @@ def test_means_of_a_hundred_classes_take_one_pass_and_two_gigabytes(library):
     assert found["passes"] == 1
     assert found["gigabytes"] < 2
     assert found["apart"] < 1e-4
-    assert found["product"] == pytest.approx(found["expected"], rel=1e-3)  # sums of 10^6 float32
+    assert found["product"] == pytest.approx(found["expected"], rel=1e-4)  # sums of 10^6 float32
