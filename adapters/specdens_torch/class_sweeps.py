@@ -20,7 +20,7 @@ from specdens_torch.processes import Share
 from specdens_torch.risk import Risk
 from specdens_torch.state import Fingerprint, wide_dtype
 
-_SLICE = 2**16  # coordinates of vectors that are made double precision at a time
+_SLICE = 2**16  # coordinates that are made double precision, or added up in their own, at a time
 
 
 class PairSums(NamedTuple):
@@ -165,12 +165,9 @@ class ClassSweeps:
         means, sums = self.class_rows(), self.sums()
         weights = hierarchy.class_weights(sums.pairs) / sums.divisor
         columns = (x if x.ndim == 2 else x[:, None]).detach().to(means.dtype)
-        shape, device = (len(means), columns.shape[1]), means.device
-        products = torch.zeros(shape, dtype=wide_dtype(device), device=device)
-        for start in range(0, means.shape[1], _SLICE):  # long sums in single precision lose digits
-            some = slice(start, start + _SLICE)
-            products += means[:, some] @ columns[some]
-        slopes = torch.from_numpy(weights).to(means)[:, None] * products.to(means)
+        parts = (slice(at, at + _SLICE) for at in range(0, means.shape[1], _SLICE))
+        products = torch.stack([means[:, some] @ columns[some] for some in parts]).sum(0)
+        slopes = torch.from_numpy(weights).to(means)[:, None] * products
         return (means.t() @ slopes).to(x.dtype).reshape(x.shape)
 
     def _class_rows(self) -> Tensor:
