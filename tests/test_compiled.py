@@ -19,7 +19,7 @@ _N, _P = 700, 5
 @pytest.fixture(autouse=True)
 def _always(monkeypatch):
     monkeypatch.setattr(backend_module, "_LARGE", 1)
-    monkeypatch.setattr(backend_module, "_MANY_ROWS", 1)
+    monkeypatch.setattr(backend_module, "_LARGE_SPARSE", 1)
 
 
 def _blocks(dtype, count):

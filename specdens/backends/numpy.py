@@ -17,7 +17,7 @@ from specdens.backends import Backend
 
 #: Entries from which numba's threads are worth waking, and loading it is worth the time.
 _LARGE = 2**20
-_MANY_ROWS = 2**17  # the same for sparse products, of which SciPy's run on one core
+_LARGE_SPARSE = 2**17  # the same for sparse products, of which SciPy's run on one core
 _UNTHREADED = 2**18  # multiplications of a product that OpenBLAS leaves to one core
 _FEW = 2**9  # inner products at once for which that one is faster than several
 _LONG = 2**10  # entries of a row that NumPy loops over at full speed
@@ -225,7 +225,7 @@ def _csr_product(matrix: Any, x: np.ndarray) -> Any:
     if x.ndim != 2 or x.dtype != matrix.dtype:
         return NotImplemented
     ended = x.T.flags.c_contiguous  # vectors end to end: those of the product will be, too
-    kernels = _compiled() if x.size >= _MANY_ROWS and x.dtype.char in "fd" else None
+    kernels = _compiled() if x.size >= _LARGE_SPARSE and x.dtype.char in "fd" else None
     if kernels is None:
         return np.asfortranarray(matrix @ x) if ended else NotImplemented
     csr = matrix.indptr, matrix.indices, matrix.data

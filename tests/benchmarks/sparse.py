@@ -174,7 +174,7 @@ def main() -> None:
     parser.add_argument("--probes", type=int, default=16)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--threads", type=int, default=2, help="of imate")
-    parser.add_argument("--repeats", type=int, default=3, help="medians are reported")
+    parser.add_argument("--repeats", type=int, default=5, help="medians are reported")
     default = Path(__file__).parent / "results" / "sparse.json"
     parser.add_argument("--output", type=Path, default=default, help="JSON file to write")
     args = parser.parse_args()
